@@ -1,0 +1,158 @@
+"""How a principle becomes a prompt: pure functions from text to conversations.
+
+Every prompt is prefix-first: exemplars (the same for a whole constitution), then the conversation
+and the responses, then the principle. Calls that differ only in the principle share all that
+comes before it, so that prefix caches work; a revision prompt extends its critique prompt.
+
+No system message is made, since some chat templates refuse one; a conversation's own system
+message is shown inside the transcript. Knows nothing of tokens, models or gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from solon.chat import Conversation, Message
+from solon.constitution.types import (
+    ComparisonExemplar,
+    Constitution,
+    Principle,
+)
+
+OPTION_A = "(A)"
+OPTION_B = "(B)"
+
+_SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+_REVIEW = "Review the last response of the assistant in this conversation."
+_REVISION_ONLY = "Write only the revised response."
+_COMPARE = "Compare two responses to the last message of this conversation."
+_ANSWER_ONLY = "Answer only (A) or (B)."
+
+
+def transcript(conversation: Conversation) -> str:
+    """The conversation as plain text, a paragraph a turn: ``Human: ...``, ``Assistant: ...``."""
+    return "\n\n".join(f"{_SPEAKERS[m.role]}: {m.content}" for m in conversation.messages)
+
+
+def critique_prompt(
+    constitution: Constitution, principle: Principle, conversation: Conversation, response: str
+) -> Conversation:
+    """Ask for a critique of ``response`` (paper, section 3.1). The reply is the critique.
+
+    Raises:
+        ValueError: The principle has no critique request.
+    """
+    shown = _critique_exemplar_turns(constitution)
+    asked = _reviewed(conversation, response) + _critique_request(principle)
+    return Conversation((*shown, Message("user", asked)))
+
+
+def revision_prompt(
+    constitution: Constitution,
+    principle: Principle,
+    conversation: Conversation,
+    response: str,
+    critique: str | None,
+) -> Conversation:
+    """Ask for a revision. The reply is the revised response.
+
+    With a critique, the prompt is the critique prompt, the critique and one more turn. Without
+    (``None``: the paper's skip-critique mode, section 3.5), the revision request follows the
+    conversation at once.
+
+    Raises:
+        ValueError: The principle has no revision request.
+    """
+    if critique is None:
+        shown = _critique_exemplar_turns(constitution, skip_critique=True)
+        asked = _reviewed(conversation, response) + _revision_request(principle)
+        return Conversation((*shown, Message("user", asked)))
+    return critique_prompt(constitution, principle, conversation, response).then(
+        Message("assistant", critique), Message("user", _revision_request(principle))
+    )
+
+
+def comparison_prompt(
+    constitution: Constitution,
+    principle: Principle,
+    conversation: Conversation,
+    response_a: str,
+    response_b: str,
+) -> Conversation:
+    """Ask which response is better (paper, section 4.1). The reply is ``(A)`` or ``(B)``.
+
+    Raises:
+        ValueError: The principle has no comparison instruction.
+    """
+    turns: list[Message] = []
+    for e in constitution.comparison_exemplars:
+        asked = _comparison_question(
+            constitution.principle(e.principle), e.conversation, e.response_a, e.response_b
+        )
+        turns += [Message("user", asked), Message("assistant", _answer(e))]
+    asked = _comparison_question(principle, conversation, response_a, response_b)
+    return Conversation((*turns, Message("user", asked)))
+
+
+def score_prompt(principle: Principle, conversation: Conversation, response: str) -> Conversation:
+    """Ask the absolute question about one response. The reply is one of its answers.
+
+    Raises:
+        ValueError: The principle has no absolute question.
+    """
+    question = principle.absolute_question
+    if question is None:
+        raise ValueError(f"principle {principle.id!r} has no absolute_question")
+    answers = ", ".join(question.answers)
+    asked = f"{_reviewed(conversation, response)}{question.text}\nAnswer only one of: {answers}."
+    return Conversation.from_user(asked)
+
+
+def _reviewed(conversation: Conversation, response: str) -> str:
+    shown = transcript(conversation.then(Message("assistant", response)))
+    return f"{_REVIEW}\n\n{shown}\n\n"
+
+
+def _critique_request(principle: Principle) -> str:
+    if principle.critique_request is None:
+        raise ValueError(f"principle {principle.id!r} has no critique_request")
+    return f"Critique request: {principle.critique_request}"
+
+
+def _revision_request(principle: Principle) -> str:
+    if principle.revision_request is None:
+        raise ValueError(f"principle {principle.id!r} has no revision_request")
+    return f"Revision request: {principle.revision_request}\n{_REVISION_ONLY}"
+
+
+def _critique_exemplar_turns(
+    constitution: Constitution, *, skip_critique: bool = False
+) -> Sequence[Message]:
+    turns: list[Message] = []
+    for e in constitution.critique_exemplars:
+        principle = constitution.principle(e.principle)
+        reviewed = _reviewed(e.conversation, e.response)
+        if skip_critique:
+            turns.append(Message("user", reviewed + _revision_request(principle)))
+        else:
+            turns.append(Message("user", reviewed + _critique_request(principle)))
+            turns.append(Message("assistant", e.critique))
+            turns.append(Message("user", _revision_request(principle)))
+        turns.append(Message("assistant", e.revision))
+    return turns
+
+
+def _comparison_question(
+    principle: Principle, conversation: Conversation, response_a: str, response_b: str
+) -> str:
+    if principle.comparison_instruction is None:
+        raise ValueError(f"principle {principle.id!r} has no comparison_instruction")
+    return (
+        f"{_COMPARE}\n\n{transcript(conversation)}\n\n"
+        f"{OPTION_A} {response_a}\n\n{OPTION_B} {response_b}\n\n"
+        f"{principle.comparison_instruction}\n{_ANSWER_ONLY}"
+    )
+
+
+def _answer(exemplar: ComparisonExemplar) -> str:
+    return OPTION_A if exemplar.answer == "A" else OPTION_B
