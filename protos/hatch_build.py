@@ -53,7 +53,7 @@ def _script(name: str) -> str:
     return found
 
 
-class CompileProtos(BuildHookInterface):  # type: ignore[misc, type-arg]
+class CompileProtos(BuildHookInterface):  # type: ignore[type-arg]
     """Hatchling's hook: compile before the files are collected."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Checks a finished `solon run sandbox` against the bars that the project promises.
 
 Run by CI on the run that the README's command left, and by hand:
-`python tests/end_to_end/check_sandbox_run.py RUN_DIR`. Exits with 1 and names each bar that is missed.
+`python tests/end_to_end/check_sandbox_run.py RUN_DIR`. Exits with 1 and names each missed bar.
 """
 
 from __future__ import annotations

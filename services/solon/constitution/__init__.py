@@ -1,0 +1,41 @@
+"""Constitutions: principles in YAML, what is drawn from them, and the prompts they become.
+
+Pure: no gRPC, no torch. ``types`` is the vocabulary, ``loader`` reads and writes files, ``library``
+knows the shipped ones, ``selection`` draws principles, ``linter`` warns, ``prompts`` writes text.
+"""
+
+from solon.constitution.errors import ConstitutionError, Problem
+from solon.constitution.library import names, resolve
+from solon.constitution.linter import Finding, lint
+from solon.constitution.loader import dump, from_dict, load, loads, to_dict
+from solon.constitution.selection import derive_seed, draw
+from solon.constitution.types import (
+    AbsoluteQuestion,
+    ComparisonExemplar,
+    Constitution,
+    CritiqueExemplar,
+    Principle,
+    Provenance,
+)
+
+__all__ = [
+    "AbsoluteQuestion",
+    "ComparisonExemplar",
+    "Constitution",
+    "ConstitutionError",
+    "CritiqueExemplar",
+    "Finding",
+    "Principle",
+    "Problem",
+    "Provenance",
+    "derive_seed",
+    "draw",
+    "dump",
+    "from_dict",
+    "lint",
+    "load",
+    "loads",
+    "names",
+    "resolve",
+    "to_dict",
+]

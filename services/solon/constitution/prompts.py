@@ -27,6 +27,7 @@ _REVIEW = "Review the last response of the assistant in this conversation."
 _REVISION_ONLY = "Write only the revised response."
 _COMPARE = "Compare two responses to the last message of this conversation."
 _ANSWER_ONLY = "Answer only (A) or (B)."
+_REASON_FIRST = "Reason step by step about which is better. Do not answer yet."
 
 
 def transcript(conversation: Conversation) -> str:
@@ -94,6 +95,26 @@ def comparison_prompt(
     return Conversation((*turns, Message("user", asked)))
 
 
+def reasoning_prompt(
+    principle: Principle, conversation: Conversation, response_a: str, response_b: str
+) -> Conversation:
+    """Ask for the reasoning before a comparison (paper, section 4.1). The reply is a chain.
+
+    No exemplars: those of a constitution answer at once, which would teach the judge to.
+
+    Raises:
+        ValueError: The principle has no comparison instruction.
+    """
+    return Conversation.from_user(
+        _comparison_question(principle, conversation, response_a, response_b, _REASON_FIRST)
+    )
+
+
+def verdict_prompt(reasoning: Conversation, chain: str) -> Conversation:
+    """Ask for the answer that a chain of thought leads to. The reply is ``(A)`` or ``(B)``."""
+    return reasoning.then(Message("assistant", chain), Message("user", _ANSWER_ONLY))
+
+
 def score_prompt(principle: Principle, conversation: Conversation, response: str) -> Conversation:
     """Ask the absolute question about one response. The reply is one of its answers.
 
@@ -143,14 +164,18 @@ def _critique_exemplar_turns(
 
 
 def _comparison_question(
-    principle: Principle, conversation: Conversation, response_a: str, response_b: str
+    principle: Principle,
+    conversation: Conversation,
+    response_a: str,
+    response_b: str,
+    ending: str = _ANSWER_ONLY,
 ) -> str:
     if principle.comparison_instruction is None:
         raise ValueError(f"principle {principle.id!r} has no comparison_instruction")
     return (
         f"{_COMPARE}\n\n{transcript(conversation)}\n\n"
         f"{OPTION_A} {response_a}\n\n{OPTION_B} {response_b}\n\n"
-        f"{principle.comparison_instruction}\n{_ANSWER_ONLY}"
+        f"{principle.comparison_instruction}\n{ending}"
     )
 
 

@@ -116,7 +116,8 @@ class Constitution:
             "critique_exemplars": [asdict(e) for e in self.critique_exemplars],
             "comparison_exemplars": [asdict(e) for e in self.comparison_exemplars],
         }
-        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        # the answers of a question keep their order, which its prompt shows
+        canonical = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property

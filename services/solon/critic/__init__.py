@@ -1,0 +1,1 @@
+"""CriticService: what is wrong with a response by a principle, and a better one."""

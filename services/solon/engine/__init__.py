@@ -1,0 +1,33 @@
+"""Engines: how text is made and scored.
+
+``create`` makes one by name. Importing this package imports no torch: each engine is imported
+when it is created.
+"""
+
+from __future__ import annotations
+
+from solon.engine.base import Engine, InvalidInput
+from solon.engine.options import EngineOptions
+
+__all__ = ["ENGINES", "Engine", "EngineOptions", "create"]
+
+ENGINES = ("transformers", "scripted")
+"""The names that ``create`` knows."""
+
+
+def create(name: str, options: EngineOptions) -> Engine:
+    """Make an engine. It is usable after ``await engine.start()``.
+
+    Raises:
+        InvalidInput: An unknown name, or an option that the engine does not know; the text says
+            which ones there are.
+    """
+    if name == "transformers":
+        from solon.engine.hf.engine import TransformersEngine  # noqa: PLC0415
+
+        return TransformersEngine(options)
+    if name == "scripted":
+        from solon.engine.scripted.engine import ScriptedEngine  # noqa: PLC0415
+
+        return ScriptedEngine(options)
+    raise InvalidInput(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")

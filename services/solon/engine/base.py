@@ -43,8 +43,8 @@ class ContextExceeded(InvalidInput):
         self.max_tokens = max_tokens
         self.context_tokens = context_tokens
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the model's "
-            f"context is {context_tokens}: shorten the conversation or lower max_tokens"
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the "
+            f"model's context is {context_tokens}: shorten the conversation or lower max_tokens"
         )
 
 

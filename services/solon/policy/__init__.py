@@ -1,0 +1,1 @@
+"""PolicyService: the model that is being trained, answering people."""

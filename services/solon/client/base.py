@@ -1,0 +1,202 @@
+"""What every client does: hold a channel, call with a deadline, try again, translate errors.
+
+Knows nothing of any service's methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import ClassVar, Protocol, Self, TypeVar
+
+import grpc
+from google.protobuf import wrappers_pb2
+
+from solon.client.channel import MAX_MESSAGE_BYTES, open_channel
+from solon.client.errors import (
+    BadReply,
+    DeadlineExceeded,
+    NotServing,
+    SolonError,
+    Unavailable,
+    UnexpectedStatus,
+    from_rpc_error,
+)
+from solon.client.retry import RetryPolicy, with_retries
+
+
+class _Named(Protocol):
+    request_id: str
+
+
+Request = TypeVar("Request", bound=_Named)
+Response = TypeVar("Response")
+Result = TypeVar("Result")
+
+_SERVING = 1
+_HEALTH_ATTEMPT_SECONDS = 10.0
+_WAITING = RetryPolicy(longest_delay=0.25)
+
+
+class ServiceClient:
+    """A balanced, retrying connection to one service. Use with ``async with``.
+
+    One client serves any number of concurrent calls.
+    """
+
+    HEALTH_NAME: ClassVar[str]
+    """What to ask grpc.health.v1 about: the gRPC service's full name, or "" for the server."""
+    BALANCED: ClassVar[bool] = True
+    """Whether calls go round robin to all healthy replicas."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 300.0,
+        retry_for: float = 60.0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Remember how to connect; ``async with`` does.
+
+        Args:
+            address: ``host:port``, or a gRPC target such as ``dns:///judge:50051``.
+            timeout: Deadline of one attempt at a call, seconds. For a stream, of all of it.
+            retry_for: Seconds after a call's first failure within which it is tried again; 0 is
+                never. Longer than a restart takes, and a restart goes unnoticed.
+            max_message_bytes: Bound of a reply.
+        """
+        self.address = address
+        self._timeout = timeout
+        self._retry = RetryPolicy(retry_for=retry_for)
+        self._max_message_bytes = max_message_bytes
+        self._open: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the channel. Connects with the first call."""
+        self._open = open_channel(
+            self.address,
+            service=self.HEALTH_NAME if self.BALANCED else None,
+            max_message_bytes=self._max_message_bytes,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the channel; calls that still run are cancelled."""
+        if self._open is not None:
+            await self._open.close()
+            self._open = None
+
+    async def wait_until_serving(self, timeout: float = 60.0) -> None:
+        """Return once a replica serves, by grpc.health.v1.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            NotServing: None did within the time; the text has the last failure.
+            UnexpectedStatus: Something else than a Solon service answers at the address.
+        """
+        # the balanced channel knows healthy replicas only: it cannot tell that a replica is up
+        # but loading, or is another service
+        async with open_channel(self.address, service=None) as plain:
+
+            async def attempt() -> None:
+                await self._health(plain)
+                if not await self._health(self._channel):
+                    raise NotServing(f"{self._what} at {self.address} is up but not serving")
+
+            await with_retries(attempt, replace(_WAITING, retry_for=timeout))
+
+    async def _health(self, channel: grpc.aio.Channel) -> bool:
+        """Whether the replica that answers serves."""
+        # HealthCheckRequest {string service = 1} and HealthCheckResponse {enum status = 1} are
+        # on the wire what StringValue and UInt32Value are: the base install has no health stub
+        check: grpc.aio.UnaryUnaryMultiCallable[
+            wrappers_pb2.StringValue, wrappers_pb2.UInt32Value
+        ] = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=wrappers_pb2.StringValue.SerializeToString,
+            response_deserializer=wrappers_pb2.UInt32Value.FromString,
+        )
+        request = wrappers_pb2.StringValue(value=self.HEALTH_NAME)
+        try:
+            status = await check(request, timeout=_HEALTH_ATTEMPT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _health_error(error, self._what, self.address) from None
+        return status.value == _SERVING
+
+    @property
+    def _what(self) -> str:
+        return self.HEALTH_NAME or "a Solon service"
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        if self._open is None:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} is not open: use `async with {name}(...) as client`")
+        return self._open
+
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        read: Callable[[Response], Result],
+        timeout: float | None,
+    ) -> Result:
+        """The reply as ``read`` makes it, after as many attempts as it takes."""
+        deadline = self._timeout if timeout is None else timeout
+
+        async def attempt() -> Result:
+            with _translated_errors(request.request_id):
+                return read(await method(request, timeout=deadline))
+
+        return await with_retries(attempt, self._retry)
+
+    async def _stream(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        read: Callable[[Response], Result],
+        timeout: float | None,
+    ) -> AsyncGenerator[Result, None]:
+        """One attempt at a stream: what was yielded cannot be taken back, so no retry here."""
+        call = method(request, timeout=self._timeout if timeout is None else timeout)
+        try:
+            with _translated_errors(request.request_id):
+                async for response in call:
+                    yield read(response)
+        finally:
+            # gRPC lets an abandoned stream run until the channel closes (grpc/grpc#43462)
+            call.cancel()
+
+
+@contextmanager
+def _translated_errors(request_id: str) -> Iterator[None]:
+    """GRPC's errors as Solon's, each with the request's id."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error, request_id=request_id) from None
+    except BadReply as error:
+        error.request_id = request_id
+        raise
+
+
+def _health_error(error: grpc.aio.AioRpcError, service: str, address: str) -> SolonError:
+    typed = from_rpc_error(error)
+    if isinstance(typed, Unavailable | DeadlineExceeded):
+        return NotServing(
+            f"{service} at {address} does not answer: {typed.message}", code=typed.code
+        )
+    return UnexpectedStatus(
+        f"expected {service} at {address}, but its health check answers: {typed.message}",
+        code=typed.code,
+    )

@@ -1,0 +1,217 @@
+"""The client of CriticService: critiques, revisions, and chains of both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from solon.chat import Conversation
+from solon.client import replies, requests
+from solon.client.base import ServiceClient
+from solon.client.errors import BadReply, SolonError
+from solon.client.requests import ConstitutionRef
+from solon.client.retry import Retries
+from solon.client.types import CritiqueResult, RefinedRound, RevisionResult, Sampling
+from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc
+
+
+class CriticClient(ServiceClient):
+    """Critiques and revises. Every method raises ``SolonError``; see ``errors`` for the tree."""
+
+    HEALTH_NAME = "solon.v1.CriticService"
+
+    async def critique(
+        self,
+        conversation: Conversation,
+        response: str,
+        *,
+        constitution: ConstitutionRef,
+        principle_id: str | None = None,
+        principle_seed: int | None = None,
+        sampling: Sampling | None = None,
+        weight_version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> CritiqueResult:
+        """Say what is wrong with a response by one principle.
+
+        Args:
+            conversation: What was asked; ends with the user.
+            response: The response under review.
+            constitution: Where the principle comes from.
+            principle_id: Which principle. None: drawn at random.
+            principle_seed: Makes that draw repeatable.
+            sampling: How to draw the text.
+            weight_version: Refuse to be answered by any other weights.
+            request_id: Names the request in logs. None: a random one.
+            timeout: Deadline of one attempt, seconds. None: the client's.
+
+        Raises:
+            SolonError: The call failed.
+            ValueError: Both a principle's id and a seed were given.
+        """
+        request = critic_pb2.CritiqueRequest(
+            request_id=request_id or requests.new_request_id(),
+            conversation=requests.conversation_message(conversation),
+            response=response,
+            constitution=requests.constitution_source(constitution),
+            principles=requests.one_principle(principle_id, principle_seed),
+            sampling=requests.sampling_message(sampling),
+            weight_version=weight_version,
+        )
+        method = critic_pb2_grpc.CriticServiceStub(self._channel).Critique
+        return await self._call(method, request, replies.critique, timeout)
+
+    async def revise(
+        self,
+        conversation: Conversation,
+        response: str,
+        *,
+        constitution: ConstitutionRef,
+        critique: str | None = None,
+        principle_id: str | None = None,
+        principle_seed: int | None = None,
+        sampling: Sampling | None = None,
+        weight_version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> RevisionResult:
+        """Make a response better by one principle, in the light of a critique or without one.
+
+        Args:
+            conversation: What was asked; ends with the user.
+            response: The response to revise.
+            constitution: Where the principle comes from.
+            critique: What to heed. None: revise without one.
+            principle_id: Which principle. None: drawn at random.
+            principle_seed: Makes that draw repeatable.
+            sampling: How to draw the text.
+            weight_version: Refuse to be answered by any other weights.
+            request_id: Names the request in logs. None: a random one.
+            timeout: Deadline of one attempt, seconds. None: the client's.
+
+        Raises:
+            SolonError: The call failed.
+            ValueError: Both a principle's id and a seed were given.
+        """
+        request = critic_pb2.ReviseRequest(
+            request_id=request_id or requests.new_request_id(),
+            conversation=requests.conversation_message(conversation),
+            response=response,
+            critique=critique,
+            constitution=requests.constitution_source(constitution),
+            principles=requests.one_principle(principle_id, principle_seed),
+            sampling=requests.sampling_message(sampling),
+            weight_version=weight_version,
+        )
+        method = critic_pb2_grpc.CriticServiceStub(self._channel).Revise
+        return await self._call(method, request, replies.revision, timeout)
+
+    async def refine(
+        self,
+        conversation: Conversation,
+        response: str,
+        *,
+        constitution: ConstitutionRef,
+        rounds: int = 4,
+        principle_ids: Sequence[str] | None = None,
+        principle_seed: int | None = None,
+        skip_critique: bool = False,
+        sampling: Sampling | None = None,
+        weight_version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[RefinedRound, None]:
+        """Run a chain of critique-revision rounds, yielding each as it is made.
+
+        Leaving the iteration stops the chain. If the replica dies in the middle, the chain is
+        repeated elsewhere with the same seeds and weights, and the rounds that were already
+        yielded are not yielded again. Seeds that were not given are drawn here for that.
+
+        Args:
+            conversation: What was asked; ends with the user.
+            response: The first response.
+            constitution: Where the principles come from.
+            rounds: 1 to 16.
+            principle_ids: One a round, in this order. None: drawn anew for every round.
+            principle_seed: Makes those draws repeatable.
+            skip_critique: Revise without critiques (arXiv 2212.08073, section 3.5).
+            sampling: How to draw the texts; every call of the chain derives its own seed.
+            weight_version: Refuse to be answered by any other weights.
+            request_id: Names the request in logs. None: a random one.
+            timeout: Deadline of the whole chain, seconds. None: the client's.
+
+        Raises:
+            SolonError: The call failed; the rounds that were yielded are whole and valid.
+            ValueError: Both ids and a seed were given.
+        """
+        request = critic_pb2.RefineRequest(
+            request_id=request_id or requests.new_request_id(),
+            conversation=requests.conversation_message(conversation),
+            response=response,
+            constitution=requests.constitution_source(constitution),
+            principles=_principles_of_chain(principle_ids, principle_seed),
+            rounds=rounds,
+            skip_critique=skip_critique,
+            sampling=requests.sampling_message(_seeded(sampling)),
+            weight_version=weight_version,
+        )
+        made: list[RefinedRound] = []
+        retries = Retries(self._retry)
+        while True:
+            try:
+                async with aclosing(self._rounds(request, made, timeout)) as chain:
+                    async for refined in chain:
+                        made.append(refined)
+                        # progress: an earlier failure and a later one are not one outage
+                        retries = Retries(self._retry)
+                        yield refined
+                return
+            except SolonError as error:
+                await retries.wait_after(error)
+            if made:
+                request.weight_version = made[0].weight_version
+
+    async def _rounds(
+        self,
+        request: critic_pb2.RefineRequest,
+        made: Sequence[RefinedRound],
+        timeout: float | None,
+    ) -> AsyncGenerator[RefinedRound, None]:
+        """One attempt at a chain, without the rounds that an earlier attempt made."""
+        method = critic_pb2_grpc.CriticServiceStub(self._channel).Refine
+        known = tuple(made)
+        stream = self._stream(method, request, replies.refined_round, timeout)
+        async with aclosing(stream) as chain:
+            async for refined in chain:
+                if refined.round > len(known):
+                    yield refined
+                else:
+                    _require_same(refined, known[refined.round - 1])
+
+
+def _principles_of_chain(
+    ids: Sequence[str] | None, seed: int | None
+) -> common_pb2.PrincipleSelection:
+    if ids is None:
+        return requests.principles_by_draw(1, requests.new_seed() if seed is None else seed)
+    if seed is not None:
+        raise ValueError("principle_ids and principle_seed: expected at most one, got both")
+    return requests.principles_by_id(ids)
+
+
+def _seeded(sampling: Sampling | None) -> Sampling:
+    sampling = sampling or Sampling()
+    return sampling if sampling.seed is not None else replace(sampling, seed=requests.new_seed())
+
+
+def _require_same(again: RefinedRound, before: RefinedRound) -> None:
+    """A repeated round must be the one that the caller has, or the chain is of two minds."""
+    if (again.principle_id, again.revision.text) != (before.principle_id, before.revision.text):
+        raise BadReply(
+            f"round {again.round} of a repeated chain: expected the same principle and revision "
+            f"for the same seeds and weights ({before.weight_version!r}), got others; the "
+            "replicas do not compute alike",
+            request_id=again.request_id,
+        )

@@ -1,0 +1,97 @@
+"""When to try a call again, and after how long.
+
+Exponential backoff with full jitter between bounds, never sooner than the server asked for
+(google.rpc.RetryInfo), within a total time. Safe because every call of Solon's contract may be
+repeated: generation is seeded, judgement has no effect. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from solon.client.errors import Overloaded, SolonError, Unavailable
+
+Result = TypeVar("Result")
+
+RETRYABLE = (Overloaded, Unavailable)
+"""Errors after which the same call may succeed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryPolicy:
+    """How patiently a client tries again."""
+
+    retry_for: float = 60.0
+    """Seconds after a call's first failure within which another attempt may start; 0 is never.
+    Longer than a service takes to restart, and a restart goes unnoticed."""
+    first_delay: float = 0.1
+    """Upper bound of the first pause, seconds."""
+    longest_delay: float = 2.0
+    """Upper bound of any pause that the server did not ask for, seconds."""
+
+    def delay(self, failures: int, retry_after: float | None) -> float:
+        """Seconds to wait after the given number (>= 1) of failures.
+
+        Drawn from the upper half of the exponential bound: clients that failed together do not
+        come back together, yet none at once. After ``retry_after``, up to a quarter later.
+        """
+        exponent = min(failures - 1, 30)  # 2.0**30 is above any bound; a larger one may overflow
+        bound = min(self.longest_delay, self.first_delay * 2.0**exponent)
+        pause = random.uniform(bound / 2, bound)
+        if retry_after is None:
+            return pause
+        return max(pause, retry_after * random.uniform(1.0, 1.25))
+
+
+class Retries:
+    """The retries of one call: counts failures and waits between attempts."""
+
+    def __init__(self, policy: RetryPolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing has failed yet.
+
+        The time starts with the first failure, not here: a call may have waited long for its
+        turn before the service died.
+        """
+        self._policy = policy
+        self._clock = clock
+        self._failed_since: float | None = None
+        self._failures = 0
+
+    async def wait_after(self, error: SolonError) -> None:
+        """Return when the next attempt may start.
+
+        Raises:
+            SolonError: ``error`` itself, if it is not worth a retry or the time is used up.
+        """
+        if not isinstance(error, RETRYABLE):
+            raise error
+        now = self._clock()
+        if self._failed_since is None:
+            self._failed_since = now
+        self._failures += 1
+        pause = self._policy.delay(self._failures, error.retry_after)
+        elapsed = now - self._failed_since
+        if elapsed + pause > self._policy.retry_for:
+            error.add_note(f"gave up after {self._failures} attempts in {elapsed:.1f} s")
+            raise error
+        await asyncio.sleep(pause)
+
+
+async def with_retries(attempt: Callable[[], Awaitable[Result]], policy: RetryPolicy) -> Result:
+    """The result of the first attempt that succeeds.
+
+    Raises:
+        SolonError: The last attempt's, once the policy's time is used up, or the first that is
+            not worth a retry.
+    """
+    retries = Retries(policy)
+    while True:
+        try:
+            return await attempt()
+        except SolonError as error:
+            await retries.wait_after(error)

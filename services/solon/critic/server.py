@@ -1,0 +1,185 @@
+"""solon-critic: CriticService in a process of its own.
+
+Translates and calls ``Critic``, nothing else; ``solon.serving`` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from solon.constitution import Constitution, Principle
+from solon.critic.critic import Critic, Outcome, Review, Round, Text, draw_rounds
+from solon.engine.base import Sampling
+from solon.serving import constitutions, convert, process, rules
+from solon.serving.constitutions import ByIds, BySample, Library, Purpose
+from solon.serving.server import Resources, Role
+from solon.v1 import common_pb2, control_pb2, critic_pb2, critic_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_OUTCOMES = {
+    Outcome.MADE: critic_pb2.OUTCOME_MADE,
+    Outcome.EMPTY: critic_pb2.OUTCOME_EMPTY,
+    Outcome.TRUNCATED: critic_pb2.OUTCOME_TRUNCATED,
+    Outcome.ABORTED: critic_pb2.OUTCOME_ABORTED,
+}
+
+
+class CriticServicer(critic_pb2_grpc.CriticServiceServicer):
+    """CriticService over a ``Critic``."""
+
+    def __init__(self, critic: Critic, library: Library, *, max_tokens_default: int) -> None:
+        """``max_tokens_default``: for requests that bring none."""
+        self._critic = critic
+        self._library = library
+        self._max_tokens_default = max_tokens_default
+
+    async def Critique(  # noqa: N802
+        self, request: critic_pb2.CritiqueRequest, context: Context
+    ) -> critic_pb2.CritiqueResponse:
+        """See the contract."""
+        review = self._review(request)
+        made = await self._critic.critique(
+            review,
+            self._sampling(request.sampling),
+            weight_version=convert.weight_version(request),
+        )
+        return critic_pb2.CritiqueResponse(
+            request_id=request.request_id,
+            weight_version=made.weight_version,
+            principle_id=review.principle.id,
+            constitution_digest=review.constitution.digest,
+            critique=_completion(made.text),
+            outcome=_OUTCOMES[made.text.outcome],
+            usage=convert.usage(made.usage),
+            timing=convert.timing(made.timing),
+        )
+
+    async def Revise(  # noqa: N802
+        self, request: critic_pb2.ReviseRequest, context: Context
+    ) -> critic_pb2.ReviseResponse:
+        """See the contract."""
+        review = self._review(request)
+        made = await self._critic.revise(
+            review,
+            request.critique if request.HasField("critique") else None,
+            self._sampling(request.sampling),
+            weight_version=convert.weight_version(request),
+        )
+        return critic_pb2.ReviseResponse(
+            request_id=request.request_id,
+            weight_version=made.weight_version,
+            principle_id=review.principle.id,
+            constitution_digest=review.constitution.digest,
+            revision=_completion(made.text),
+            outcome=_OUTCOMES[made.text.outcome],
+            usage=convert.usage(made.usage),
+            timing=convert.timing(made.timing),
+        )
+
+    async def Refine(  # noqa: N802
+        self, request: critic_pb2.RefineRequest, context: Context
+    ) -> AsyncGenerator[critic_pb2.RefineResponse, None]:
+        """See the contract."""
+        constitution = convert.constitution(request.constitution, self._library)
+        principles = _round_principles(request, constitution)
+        chain = self._critic.refine(
+            Review(
+                constitution=constitution,
+                principle=principles[0],
+                conversation=convert.conversation(request.conversation),
+                response=request.response,
+            ),
+            principles,
+            self._sampling(request.sampling),
+            skip_critique=request.skip_critique,
+            weight_version=convert.weight_version(request),
+        )
+        digest = constitution.digest
+        async with aclosing(chain) as rounds:
+            async for made in rounds:
+                yield _round(made, request_id=request.request_id, digest=digest)
+
+    def _review(self, request: critic_pb2.CritiqueRequest | critic_pb2.ReviseRequest) -> Review:
+        constitution = convert.constitution(request.constitution, self._library)
+        selection = convert.selection(request.principles, default=BySample())
+        return Review(
+            constitution=constitution,
+            principle=constitutions.choose_one(selection, constitution, Purpose.REVISION),
+            conversation=convert.conversation(request.conversation),
+            response=request.response,
+        )
+
+    def _sampling(self, message: common_pb2.SamplingParams) -> Sampling:
+        return convert.sampling(message, max_tokens_default=self._max_tokens_default)
+
+
+def _round_principles(
+    request: critic_pb2.RefineRequest, constitution: Constitution
+) -> tuple[Principle, ...]:
+    selection = convert.selection(request.principles, default=BySample())
+    if isinstance(selection, ByIds):
+        return constitutions.choose(selection, constitution, Purpose.REVISION)
+    seed = selection.seed if isinstance(selection, BySample) else None
+    return draw_rounds(
+        constitutions.usable_for(Purpose.REVISION, constitution),
+        request.rounds if request.HasField("rounds") else rules.DEFAULT_ROUNDS,
+        constitutions.new_seed() if seed is None else seed,
+    )
+
+
+def _round(made: Round, *, request_id: str, digest: str) -> critic_pb2.RefineResponse:
+    response = critic_pb2.RefineResponse(
+        request_id=request_id,
+        weight_version=made.weight_version,
+        round=made.number,
+        principle_id=made.principle.id,
+        constitution_digest=digest,
+        revision_outcome=_OUTCOMES[made.revision_outcome],
+        usage=convert.usage(made.usage),
+        timing=convert.timing(made.timing),
+    )
+    if made.critique is not None:
+        response.critique.CopyFrom(_completion(made.critique))
+        response.critique_outcome = _OUTCOMES[made.critique.outcome]
+    if made.revision is None:
+        response.revision.finish_reason = common_pb2.FINISH_REASON_ABORT
+    else:
+        response.revision.CopyFrom(_completion(made.revision))
+    return response
+
+
+def _completion(text: Text) -> common_pb2.Completion:
+    return convert.completion(text.generation, seed=text.seed)
+
+
+def _register(server: grpc.aio.Server, resources: Resources) -> None:
+    servicer = CriticServicer(
+        Critic(resources.engine),
+        resources.library,
+        max_tokens_default=resources.max_tokens_default,
+    )
+    critic_pb2_grpc.add_CriticServiceServicer_to_server(servicer, server)
+
+
+ROLE = Role(
+    name="critic",
+    service=critic_pb2.DESCRIPTOR.services_by_name["CriticService"],
+    service_role=control_pb2.SERVICE_ROLE_CRITIC,
+    takes_constitutions=True,
+    register=_register,
+)
+"""What ``solon.serving`` must know of the critic."""
+
+
+def main() -> None:
+    """Run solon-critic."""
+    raise SystemExit(process.main(ROLE))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""A key-value cache with one slot a sequence, in which key i of a sequence lies at index i.
+
+Sequences of different lengths run together because their unused keys are masked, not because they
+are shifted: padding is at the end. So a row joins by writing its keys, leaves by letting the last
+row take its slot, and never moves otherwise; and each key keeps its alignment, without which
+kernels add up in another order and the same request gives other last bits in another batch
+(measured: with left padding a third of the rows). Knows nothing of requests.
+
+Shapes: S slots, B rows, T new tokens, L keys in use, C capacity, H key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+GRAIN = 16
+"""Lengths that kernels see are multiples of this: a row's last bits then do not depend on them."""
+
+
+def round_up(length: int) -> int:
+    """The least multiple of ``GRAIN`` that is not below ``length``."""
+    return -(-length // GRAIN) * GRAIN
+
+
+@dataclass(slots=True)
+class Window:
+    """Which part of the cache the next forward writes and sees; shared by all layers."""
+
+    slots: int = 0
+    capacity: int = 0
+    start: int = 0
+    rows: int = 0
+    length: int = 0
+    source_B: Tensor | None = None
+    index_B_T: Tensor | None = None
+    """Flat places (slot * C + position) to write; ``None`` for prompts, which start at 0."""
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys and values, [S, C, H, D]."""
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take shape and type from the first keys and values."""
+        shape = (self.window.slots, self.window.capacity)
+        self.keys = key_states.new_zeros((*shape, key_states.shape[1], key_states.shape[3]))
+        self.values = value_states.new_zeros((*shape, value_states.shape[1], value_states.shape[3]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write [B, H, T, D] and return the keys and values that the rows see, [B, H, L, D]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.window.index_B_T is None:
+            self._write_prompt(self.keys, key_states)
+            self._write_prompt(self.values, value_states)
+            return key_states, value_states
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
+
+    def resize(self, slots: int, capacity: int) -> None:
+        """Grow, keeping what is there."""
+        if self.is_initialized:
+            self.keys = _grown(self.keys, slots, capacity)
+            self.values = _grown(self.values, slots, capacity)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Prompts see themselves; other masks are made by ``masks``."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Prompts start at 0; other positions are given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Grows without a limit."""
+        return -1
+
+    def _write_prompt(self, store: Tensor, new: Tensor) -> None:
+        window = self.window
+        if window.source_B is not None:
+            new = new.index_select(0, window.source_B)
+        end = window.start + new.shape[0]
+        store[window.start : end, : new.shape[2]] = new.transpose(1, 2)
+
+    def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        window = self.window
+        assert window.index_B_T is not None
+        flat = store.view(-1, *store.shape[2:])
+        flat.index_copy_(0, window.index_B_T.flatten(), new.transpose(1, 2).flatten(0, 1))
+        end = window.start + window.rows
+        return store[window.start : end, : window.length].transpose(1, 2)
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """All layers' slots. Before each forward, say with ``prompts`` or ``extend`` what it does."""
+
+    def __init__(self, layers: int) -> None:
+        """``layers``: how many the model has."""
+        self._window = Window()
+        super().__init__(layers=[SlotLayer(self._window) for _ in range(layers)])
+
+    @property
+    def slots(self) -> int:
+        """Sequences that fit."""
+        return self._window.slots
+
+    @property
+    def capacity(self) -> int:
+        """Keys that fit in a slot."""
+        return self._window.capacity
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for ``slots`` sequences of ``length`` keys, keeping what is there."""
+        window = self._window
+        capacity = round_up(length)
+        if slots <= window.slots and capacity <= window.capacity:
+            return
+        # a quarter more, so that a growing sequence does not copy the cache at every step
+        if capacity > window.capacity > 0:
+            capacity = round_up(max(capacity, window.capacity * 5 // 4))
+        window.slots = max(slots, window.slots)
+        window.capacity = max(capacity, window.capacity)
+        for layer in self.layers:
+            layer.resize(window.slots, window.capacity)
+
+    def prompts(self, start: int, source_B: Tensor | None = None) -> None:
+        """The next forward writes whole prompts into the slots from ``start`` on.
+
+        Args:
+            start: The first slot.
+            source_B: Which of the forward's rows goes to each slot, where prompts are equal.
+        """
+        window = self._window
+        window.start, window.source_B, window.index_B_T = start, source_B, None
+
+    def extend(self, start: int, position_B_T: Tensor, length: int) -> None:
+        """The next forward adds tokens at ``position_B_T`` to the slots from ``start`` on.
+
+        Args:
+            start: The first slot.
+            position_B_T: int64 positions, each below ``length``.
+            length: Keys that the rows see, a multiple of ``GRAIN``.
+        """
+        window = self._window
+        rows = position_B_T.shape[0]
+        slot_B = torch.arange(start, start + rows, device=position_B_T.device)
+        window.start, window.rows, window.length = start, rows, length
+        window.source_B = None
+        window.index_B_T = slot_B[:, None] * window.capacity + position_B_T
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` keys of one slot to another."""
+        for layer in self.layers:
+            layer.keys[target, :length] = layer.keys[source, :length]
+            layer.values[target, :length] = layer.values[source, :length]
+
+    def copy(self, source_B: Tensor, start: int, length: int) -> None:
+        """Copy the first ``length`` keys of slots ``source_B`` to the slots from ``start`` on."""
+        end = start + source_B.shape[0]
+        for layer in self.layers:
+            layer.keys[start:end, :length] = layer.keys[source_B, :length]
+            layer.values[start:end, :length] = layer.values[source_B, :length]
+
+    def wipe(self, slot: int) -> None:
+        """Zero a slot: a masked NaN would still poison its next row, since 0 * NaN is NaN."""
+        for layer in self.layers:
+            layer.keys[slot] = 0
+            layer.values[slot] = 0
+
+    def clear(self) -> None:
+        """Zero everything."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys.zero_()
+                layer.values.zero_()
+
+
+def _grown(store: Tensor, slots: int, capacity: int) -> Tensor:
+    grown = store.new_zeros((slots, capacity, *store.shape[2:]))
+    grown[: store.shape[0], : store.shape[1]] = store
+    return grown

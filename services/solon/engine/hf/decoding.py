@@ -1,0 +1,230 @@
+"""The running batch of generations: rows join, take a token a step, and leave.
+
+Knows nothing of threads and queues.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from solon.engine.base import EngineFailed, FinishReason
+from solon.engine.hf.cache import round_up
+from solon.engine.hf.exact import Exact
+from solon.engine.hf.jobs import GenerateJob, Made, MadePiece
+from solon.engine.hf.runner import LEAST_ROWS, Runner
+from solon.engine.hf.sampling import Draws, Settings, draw, uniforms
+from solon.engine.hf.text import Codec, RunningText
+
+_PREFILL_TOKENS = 4096
+"""Tokens of one prefill forward, at most: more only makes its intermediate results leave the caches."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Row:
+    """A sequence in the batch."""
+
+    job: GenerateJob
+    weight_version: str
+    cached_tokens: int
+    started: float
+    text: RunningText | None
+    """Followed token by token only where a stop text or a stream needs it."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    given: int = 0
+    """Tokens that were streamed."""
+
+    @property
+    def position(self) -> int:
+        """Where the next token to run stands."""
+        return len(self.job.prompt) - 1 + len(self.ids)
+
+    @property
+    def last(self) -> int:
+        """The next token to run."""
+        return self.ids[-1] if self.ids else self.job.prompt[-1]
+
+    def made(self, reason: FinishReason, *, ended_by_token: bool = False) -> Made:
+        """The whole generation."""
+        if self.text is not None:
+            self.text.finish()
+        return Made(
+            ids=tuple(self.ids),
+            logprobs=tuple(self.logprobs),
+            text=None if self.text is None else self.text.text,
+            reason=reason,
+            ended_by_token=ended_by_token,
+            cached_tokens=self.cached_tokens,
+            started=self.started,
+            weight_version=self.weight_version,
+        )
+
+
+Event = tuple[Row, Made | MadePiece | EngineFailed]
+"""What became of a row in a step."""
+
+
+class DecodeBatch:
+    """Rows 0 .. B-1 lie in the cache's slots 0 .. B-1; the last takes the place of one that leaves."""
+
+    def __init__(self, runner: Runner, codec: Codec, eos_ids: frozenset[int]) -> None:
+        self._runner = runner
+        self._codec = codec
+        self._eos_ids = eos_ids
+        self._cache = runner.new_cache()
+        self._exact = Exact(runner)
+        self._settings: Settings | None = None
+        self.rows: list[Row] = []
+
+    def join(self, jobs: Sequence[GenerateJob], weight_version: str) -> None:
+        """Take in new sequences: their prompts but for the last token are computed here.
+
+        Prompts run together with those of the same length, rounded up, and equal prompts once.
+        """
+        now = time.monotonic()
+        groups: dict[int, list[GenerateJob]] = defaultdict(list)
+        for job in jobs:
+            groups[round_up(len(job.prompt) - 1)].append(job)
+        for width, group in groups.items():
+            size = max(1, _PREFILL_TOKENS // max(1, width))
+            for first in range(0, len(group), size):
+                self._join(group[first : first + size], width, weight_version, now)
+        self._settings = None
+
+    def step(self) -> list[Event]:
+        """Make a token a row; the rows that ended are gone afterwards."""
+        rows = self.rows
+        if self._settings is None:
+            self._settings = Settings.of([row.job.sampling for row in rows], self._runner.device)
+        self._cache.reserve(max(len(rows), LEAST_ROWS), max(row.position for row in rows) + 1)
+        logits_B_1_V = self._runner.extend(
+            self._cache, 0, [[row.last] for row in rows], [row.position for row in rows]
+        )
+        assert logits_B_1_V is not None
+        draws = self._draw(logits_B_1_V[:, 0])
+        events = list(self._advance(draws))
+        ended = {row for row, event in events if not isinstance(event, MadePiece)}
+        for place, finite in enumerate(draws.finite_B.tolist()):
+            if not finite:
+                self._cache.wipe(place)
+        self._remove([i for i, row in enumerate(rows) if row.job.cancelled or row in ended])
+        return events
+
+    def drop_cancelled(self) -> None:
+        """Free the rows that nobody waits for."""
+        self._remove([i for i, row in enumerate(self.rows) if row.job.cancelled])
+
+    def end(self) -> list[Row]:
+        """Empty the batch."""
+        rows, self.rows = self.rows, []
+        self._settings = None
+        return rows
+
+    def reset(self) -> None:
+        """Empty the batch and forget the cache, after a failure."""
+        self.end()
+        self._cache.clear()
+
+    def _join(
+        self, jobs: Sequence[GenerateJob], width: int, weight_version: str, now: float
+    ) -> None:
+        start = len(self.rows)
+        places: dict[tuple[int, ...], int] = {}
+        source = [places.setdefault(tuple(job.prompt), len(places)) for job in jobs]
+        longest = max(len(job.prompt) + 1 for job in jobs)
+        self._cache.reserve(max(start + len(jobs), LEAST_ROWS), max(longest, width))
+        if width:
+            prompts = [prompt[:-1] for prompt in places]
+            shared = source if len(places) < len(jobs) else None
+            self._runner.prefill(self._cache, start, prompts, shared)
+        seen: set[int] = set()
+        for job, place in zip(jobs, source, strict=True):
+            cached = len(job.prompt) - 1 if place in seen else 0
+            seen.add(place)
+            self.rows.append(self._row(job, weight_version, cached, now))
+
+    def _row(self, job: GenerateJob, weight_version: str, cached: int, now: float) -> Row:
+        followed = job.piece is not None or job.sampling.stop
+        return Row(
+            job=job,
+            weight_version=weight_version,
+            cached_tokens=cached,
+            started=now,
+            text=RunningText(self._codec, job.sampling.stop) if followed else None,
+        )
+
+    def _draw(self, logits_B_V: torch.Tensor) -> Draws:
+        assert self._settings is not None
+        counter_B = np.array([len(row.ids) for row in self.rows], dtype=np.uint64)
+        uniform_B = torch.from_numpy(uniforms(self._settings.seed_B, counter_B)).to(
+            self._runner.device
+        )
+        draws = draw(logits_B_V, self._settings, uniform_B)
+        return self._exact.settle(
+            draws, [(row.job.prompt + row.ids, row.job.sampling) for row in self.rows], uniform_B
+        )
+
+    def _advance(self, draws: Draws) -> Iterator[Event]:
+        tokens = draws.token_B.tolist()
+        logprobs = draws.logprob_B.tolist()
+        finite = draws.finite_B.tolist()
+        for row, token, logprob, good in zip(self.rows, tokens, logprobs, finite, strict=True):
+            if row.job.cancelled:
+                continue
+            if not good:
+                yield (
+                    row,
+                    EngineFailed(
+                        f"the model's logits are not finite at token {len(row.ids)} of the answer: "
+                        "the weights are damaged or dtype is too narrow"
+                    ),
+                )
+                continue
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+            yield from self._follow(row, token)
+
+    def _follow(self, row: Row, token: int) -> Iterator[Event]:
+        """Events of a row that has just got ``token``."""
+        ended = token in self._eos_ids
+        if row.text is not None and not ended:
+            row.text.push(token)
+        if ended or (row.text is not None and row.text.stopped):
+            yield row, row.made(FinishReason.STOP, ended_by_token=ended)
+        elif len(row.ids) >= row.job.sampling.max_tokens:
+            yield row, row.made(FinishReason.LENGTH)
+        elif row.job.piece is not None and row.text is not None:
+            yield from self._piece(row, row.text)
+
+    def _piece(self, row: Row, text: RunningText) -> Iterator[Event]:
+        new = text.take(final=False)
+        if not new:
+            return
+        first, row.given = row.given, len(row.ids)
+        yield (
+            row,
+            MadePiece(
+                text=new,
+                ids=tuple(row.ids[first:]),
+                logprobs=tuple(row.logprobs[first:]),
+                weight_version=row.weight_version,
+            ),
+        )
+
+    def _remove(self, places: Sequence[int]) -> None:
+        for place in reversed(places):
+            last = len(self.rows) - 1
+            if place != last:
+                self._cache.move(last, place, self.rows[last].position)
+                self.rows[place] = self.rows[last]
+            self.rows.pop()
+        if places:
+            self._settings = None

@@ -1,0 +1,385 @@
+"""The ``transformers`` engine: an event loop's face for the worker thread that owns the model.
+
+Checks and tokenizes on the event loop, so that the model is never asked for what cannot work, and
+makes text of what comes back. Knows nothing of tensors.
+
+What a seed guarantees: the same request, seed, weights, machine and number of threads give the same
+text, whatever else is in the batch; in float32 by construction (``exact``), in narrower types but
+for draws that fall within the type's noise of a border. With one CPU thread, log-probabilities of
+``generate`` and ``score`` are equal to the last bit too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from solon.chat import Conversation
+from solon.engine.base import (
+    ContextExceeded,
+    EngineFailed,
+    EngineInfo,
+    Generation,
+    GenerationPiece,
+    Load,
+    Overloaded,
+    Paused,
+    PauseMode,
+    Sampling,
+    Scored,
+    Timing,
+    Token,
+    Usage,
+)
+from solon.engine.checks import check_sampling, check_score
+from solon.engine.hf.decoding import DecodeBatch
+from solon.engine.hf.jobs import (
+    GenerateJob,
+    Job,
+    Made,
+    MadePiece,
+    PauseJob,
+    ScoreJob,
+    Scores,
+    WeightsJob,
+)
+from solon.engine.hf.loading import LoadedModel, load, read_weights
+from solon.engine.hf.runner import Runner
+from solon.engine.hf.text import Codec
+from solon.engine.hf.worker import Worker
+from solon.engine.options import EngineOptions, read_extra
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformersOptions:
+    """The transformers engine's own options (``--engine-option``)."""
+
+    chat_template: str | None = None
+    """Path of a Jinja chat template to use instead of the tokenizer's."""
+    score_keys: int = 65536
+    """Keys of cache that scoring may hold at once, >= 1: more batches better, less saves memory."""
+
+
+class TransformersEngine:
+    """See the module. Every method is as ``solon.engine.base.Engine`` says."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        """Read the options; the model is loaded by ``start``.
+
+        Raises:
+            InvalidInput: An unknown option.
+        """
+        self._options = options
+        self._own = read_extra(TransformersOptions, "transformers", options.extra)
+        self._mode: PauseMode | None = None
+        self._closed = False
+        self._serving: _Serving | None = None
+        self._pace = _Pace()
+
+    async def start(self) -> None:
+        """Load the model and answer one warm-up request."""
+        loop = asyncio.get_running_loop()
+        self._serving = await asyncio.to_thread(_load, self._options, self._own, loop)
+        self._serving.worker.start()
+        await self.generate(Conversation.from_user("Hello"), Sampling(max_tokens=1))
+
+    async def close(self) -> None:
+        """End the worker thread and everything that it runs."""
+        self._closed = True
+        if self._serving is not None:
+            await asyncio.to_thread(self._serving.worker.close)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._ready.info
+
+    @property
+    def weight_version(self) -> str:
+        """The weights in use."""
+        return self._ready.worker.weight_version
+
+    def load(self) -> Load:
+        """How busy it is."""
+        return Load(
+            queued=self._ready.worker.queued,
+            running=self._ready.worker.running,
+            queue_capacity=self._options.queue_capacity,
+            paused=self._mode is not None,
+        )
+
+    async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
+        """Answer the conversation."""
+        prompt = self._prompt(conversation, sampling)
+        future: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+        job = GenerateJob(
+            prompt=prompt, sampling=sampling, done=_setter(future), fail=_failer(future)
+        )
+        made = await self._run(job, future, 1)
+        return self._generation(job, made)
+
+    async def stream(
+        self, conversation: Conversation, sampling: Sampling
+    ) -> AsyncIterator[GenerationPiece]:
+        """Answer the conversation, a piece at a time."""
+        prompt = self._prompt(conversation, sampling)
+        queue: asyncio.Queue[Made | MadePiece | Exception] = asyncio.Queue()
+        job = GenerateJob(
+            prompt=prompt,
+            sampling=sampling,
+            done=queue.put_nowait,
+            fail=queue.put_nowait,
+            piece=queue.put_nowait,
+        )
+        self._submit(job, 1)
+        try:
+            async with aclosing(self._pieces(job, queue)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._cancel(job)
+
+    async def score(
+        self, prompts: Sequence[Conversation], continuations: Sequence[Sequence[str]]
+    ) -> Scored:
+        """Log-probabilities of whole continuations."""
+        check_score(prompts, continuations)
+        codec = self._ready.codec
+        future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        job = ScoreJob(prompts=[], continuations=[], done=_setter(future), fail=_failer(future))
+        for conversation, texts in zip(prompts, continuations, strict=True):
+            text = codec.prompt(conversation)
+            ids = codec.encode(text)
+            options = [codec.continuation(text, option) for option in texts]
+            self._check_length(len(ids), max(map(len, options)))
+            job.prompts.append(ids)
+            job.continuations.append(options)
+        scores = await self._run(job, future, len(prompts))
+        return Scored(
+            logprobs=scores.logprobs,
+            usage=Usage(
+                prompt_tokens=scores.prompt_tokens,
+                cached_tokens=scores.cached_tokens,
+                model_calls=1,
+            ),
+            timing=_timing(job, scores.started),
+            weight_version=scores.weight_version,
+        )
+
+    async def update_weights(self, path: str, weight_version: str) -> None:
+        """Load and check the new weights, then swap them in place between two batches."""
+        serving = self._ready
+        weights = await asyncio.to_thread(read_weights, path, serving.loaded.model)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        serving.worker.control(
+            WeightsJob(
+                weights=weights,
+                weight_version=weight_version,
+                done=_setter(future),
+                fail=_failer(future),
+            )
+        )
+        await future
+
+    async def pause(self, mode: PauseMode) -> int:
+        """Stop the model."""
+        worker = self._ready.worker
+        self._mode = mode
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        worker.control(PauseJob(mode=mode, done=_setter(future)))
+        return await future
+
+    async def resume(self) -> None:
+        """Go on."""
+        worker = self._ready.worker
+        self._mode = None
+        worker.control(None)
+
+    @property
+    def _ready(self) -> _Serving:
+        if self._closed or self._serving is None:
+            state = "closed" if self._closed else "not started"
+            raise EngineFailed(f"the engine is {state}")
+        return self._serving
+
+    def _prompt(self, conversation: Conversation, sampling: Sampling) -> list[int]:
+        """Token ids of a request that passes every check."""
+        check_sampling(sampling)
+        codec = self._ready.codec
+        ids = codec.encode(codec.prompt(conversation))
+        self._check_length(len(ids), sampling.max_tokens)
+        return ids
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
+        context_tokens = self._ready.loaded.context_tokens
+        if prompt_tokens + max_tokens > context_tokens:
+            raise ContextExceeded(
+                prompt_tokens=prompt_tokens, max_tokens=max_tokens, context_tokens=context_tokens
+            )
+
+    def _submit(self, job: GenerateJob | ScoreJob, sequences: int) -> None:
+        worker = self._ready.worker
+        if self._mode in (PauseMode.ABORT, PauseMode.WAIT):
+            raise Paused("generation is paused: try again after it is resumed")
+        queued = worker.queued
+        # a call that is larger than the queue is let in when nothing waits: else it never could be
+        if queued and queued + sequences > self._options.queue_capacity:
+            raise Overloaded(
+                f"{queued} sequences wait and {sequences} more were asked for, but at most "
+                f"{self._options.queue_capacity} may wait: try again later",
+                retry_after=self._pace.wait(queued, worker.finished),
+            )
+        worker.submit(job)
+
+    async def _run(
+        self, job: GenerateJob | ScoreJob, future: asyncio.Future[T], sequences: int
+    ) -> T:
+        self._submit(job, sequences)
+        try:
+            return await future
+        finally:
+            self._cancel(job)
+
+    def _cancel(self, job: Job) -> None:
+        """Free the job's place; harmless once it is done."""
+        job.cancelled = True
+
+    async def _pieces(
+        self, job: GenerateJob, queue: asyncio.Queue[Made | MadePiece | Exception]
+    ) -> AsyncIterator[GenerationPiece]:
+        characters = tokens = 0
+        while True:
+            event = await queue.get()
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, MadePiece):
+                characters += len(event.text)
+                tokens += len(event.ids)
+                yield GenerationPiece(
+                    text=event.text,
+                    tokens=self._tokens(event.ids, event.logprobs),
+                    weight_version=event.weight_version,
+                )
+                continue
+            final = self._generation(job, event)
+            yield GenerationPiece(
+                text=final.text[characters:],
+                tokens=final.tokens[tokens:],
+                final=final,
+                weight_version=final.weight_version,
+            )
+            return
+
+    def _generation(self, job: GenerateJob, made: Made) -> Generation:
+        text = made.text
+        if text is None:
+            ids = made.ids[:-1] if made.ended_by_token else made.ids
+            text = self._ready.codec.decode(ids)
+        return Generation(
+            text=text,
+            tokens=self._tokens(made.ids, made.logprobs),
+            finish_reason=made.reason,
+            usage=Usage(
+                prompt_tokens=len(job.prompt),
+                cached_tokens=made.cached_tokens,
+                completion_tokens=len(made.ids),
+                model_calls=1,
+            ),
+            timing=_timing(job, made.started),
+            weight_version=made.weight_version,
+        )
+
+    def _tokens(self, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[Token, ...]:
+        piece = self._ready.codec.piece
+        return tuple(
+            Token(id=i, text=piece(i), logprob=logprob)
+            for i, logprob in zip(ids, logprobs, strict=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Serving:
+    """What there is once the model is loaded."""
+
+    loaded: LoadedModel
+    codec: Codec
+    worker: Worker
+    info: EngineInfo
+
+
+def _load(
+    options: EngineOptions, own: TransformersOptions, loop: asyncio.AbstractEventLoop
+) -> _Serving:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    loaded = load(options, own.chat_template)
+    codec = Codec(loaded.tokenizer)
+    runner = Runner(loaded)
+    worker = Worker(
+        runner=runner,
+        batch=DecodeBatch(runner, codec, loaded.eos_ids),
+        max_batch=options.max_batch,
+        score_keys=own.score_keys,
+        weight_version=options.weight_version,
+        loop=loop,
+    )
+    info = EngineInfo(
+        engine="transformers",
+        model=options.model,
+        context_tokens=loaded.context_tokens,
+        supports_logprobs=True,
+        supports_weight_update=True,
+        extra={
+            "device": str(loaded.device),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "threads": str(torch.get_num_threads()),
+        },
+    )
+    return _Serving(loaded=loaded, codec=codec, worker=worker, info=info)
+
+
+class _Pace:
+    """How fast sequences finish, to tell the refused when to come back."""
+
+    _WINDOW = 2.0
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._finished = 0
+        self._rate = 0.0
+
+    def wait(self, queued: int, finished: int) -> float:
+        """Seconds in which half of the queue has gone, between 0.1 and 30."""
+        elapsed = time.monotonic() - self._since
+        if elapsed > self._WINDOW or not self._rate:
+            self._rate = (finished - self._finished) / max(elapsed, 1e-3)
+            self._since, self._finished = time.monotonic(), finished
+        return min(30.0, max(0.1, queued / 2 / self._rate)) if self._rate > 0 else 1.0
+
+
+def _timing(job: Job, started: float) -> Timing:
+    return Timing(queue=started - job.submitted, inference=time.monotonic() - started)
+
+
+def _setter(future: asyncio.Future[T]) -> Callable[[T], None]:
+    def done(value: T) -> None:
+        if not future.done():
+            future.set_result(value)
+
+    return done
+
+
+def _failer(future: asyncio.Future[T]) -> Callable[[Exception], None]:
+    def fail(error: Exception) -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    return fail

@@ -1,0 +1,104 @@
+"""What the event loop hands to the worker thread, and what comes back.
+
+Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from solon.engine.base import FinishReason, PauseMode, Sampling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What generation made for one request."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str | None
+    """The text, where it was followed token by token; else it is decoded from the ids."""
+    reason: FinishReason
+    ended_by_token: bool
+    """Whether the last id is an end-of-turn token."""
+    cached_tokens: int
+    started: float
+    """``time.monotonic()`` when the request left the queue."""
+    weight_version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadePiece:
+    """A piece of a streamed generation."""
+
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    weight_version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Log-probabilities of one request's continuations."""
+
+    logprobs: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    cached_tokens: int
+    started: float
+    weight_version: str
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Job:
+    """Something that waits in the queue. Its callbacks run on the event loop."""
+
+    fail: Callable[[Exception], None]
+    submitted: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    """Set by the event loop when nobody waits any more."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class GenerateJob(Job):
+    """One sequence to make."""
+
+    prompt: list[int]
+    sampling: Sampling
+    done: Callable[[Made], None]
+    piece: Callable[[MadePiece], None] | None = None
+    """Called with new text, if the request streams."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class ScoreJob(Job):
+    """Continuations to score."""
+
+    prompts: list[list[int]]
+    continuations: list[list[tuple[int, ...]]]
+    done: Callable[[Scores], None]
+
+    @property
+    def sequences(self) -> int:
+        """Prompts."""
+        return len(self.prompts)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class PauseJob:
+    """A request to stop."""
+
+    mode: PauseMode
+    done: Callable[[int], None]
+    aborted: int = 0
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class WeightsJob:
+    """New weights, checked, on the CPU."""
+
+    weights: dict[str, object]
+    weight_version: str
+    done: Callable[[None], None]
+    fail: Callable[[Exception], None]

@@ -1,0 +1,122 @@
+"""The model's two forwards: whole prompts into the cache, and further tokens out of it.
+
+Prompts run through the base model, so that no logits are made for tokens that are given. Knows
+nothing of requests.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solon.engine.hf.cache import SlotCache, round_up
+from solon.engine.hf.loading import LoadedModel
+
+LEAST_ROWS = 16
+"""Token rows of a matrix product, at least: with fewer, kernels add up in another order."""
+
+
+class Runner:
+    """A loaded model and how to call it."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self.device = loaded.device
+        self.tokens = 0
+        """Token positions computed since the start, padding not counted."""
+
+    @property
+    def model(self) -> Any:
+        """The model itself."""
+        return self._loaded.model
+
+    def new_cache(self) -> SlotCache:
+        """An empty cache for this model."""
+        return SlotCache(self._loaded.model.config.get_text_config().num_hidden_layers)
+
+    def prefill(
+        self,
+        cache: SlotCache,
+        start: int,
+        prompts: Sequence[Sequence[int]],
+        source: Sequence[int] | None = None,
+    ) -> None:
+        """Compute the keys of whole prompts into the slots from ``start`` on.
+
+        Args:
+            cache: Has room for them, lengths rounded up.
+            start: The first slot.
+            prompts: B sequences of at least one id; equal lengths after rounding up, for results
+                that do not depend on each other.
+            source: For each slot, its prompt; default: one slot a prompt.
+        """
+        ids_B_T = self._padded(prompts)
+        cache.prompts(start, None if source is None else self.tensor(source))
+        position_1_T = torch.arange(ids_B_T.shape[1], device=self.device)[None]
+        self._loaded.model.base_model(
+            input_ids=ids_B_T,
+            position_ids=self._within(position_1_T.expand_as(ids_B_T)),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        self.tokens += sum(map(len, prompts))
+
+    def extend(
+        self,
+        cache: SlotCache,
+        start: int,
+        rows: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        *,
+        logits: bool = True,
+    ) -> Tensor | None:
+        """Run further tokens of the sequences in the slots from ``start`` on.
+
+        Args:
+            cache: Holds keys 0 .. offset-1 of every row; has room for ``LEAST_ROWS`` slots more.
+            start: The first slot.
+            rows: B sequences of T ids (shorter ones are padded at the end).
+            offsets: The position of each row's first id.
+            logits: Whether to make logits, float32 [B, T, V].
+        """
+        ids_B_T = self._padded_rows(rows)
+        length = round_up(max(offsets) + ids_B_T.shape[1])
+        missing = ids_B_T.shape[0] - len(rows)
+        offset_B = self.tensor([*offsets, *([0] * missing)])
+        position_B_T = offset_B[:, None] + torch.arange(ids_B_T.shape[1], device=self.device)
+        cache.extend(start, position_B_T, length)
+        call = self._loaded.model if logits else self._loaded.model.base_model
+        output = call(
+            input_ids=ids_B_T,
+            position_ids=self._within(position_B_T),
+            attention_mask=self._loaded.masks.build(position_B_T, length, self._loaded.dtype),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        self.tokens += sum(map(len, rows))
+        return output.logits[: len(rows)].float() if logits else None
+
+    def tensor(self, values: Sequence[int]) -> Tensor:
+        """int64 values on the model's device."""
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+    def _within(self, position_B_T: Tensor) -> Tensor:
+        # padding may reach past the context, where a table of positions ends
+        return position_B_T.clamp(max=self._loaded.context_tokens - 1)
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        width = round_up(max(map(len, prompts)))
+        return self.tensor([[*ids, *([0] * (width - len(ids)))] for ids in prompts])  # type: ignore[misc]
+
+    def _padded_rows(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        width = max(map(len, rows))
+        if width >= LEAST_ROWS:
+            return self._padded(rows)
+        filled = [[*ids, *([0] * (width - len(ids)))] for ids in rows]
+        missing = max(0, -(-LEAST_ROWS // width) - len(rows))
+        return self.tensor(filled + [[0] * width] * missing)  # type: ignore[arg-type]

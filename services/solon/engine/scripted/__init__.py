@@ -1,0 +1,1 @@
+"""The scripted engine: a deterministic fake with latency and faults, selected by name."""

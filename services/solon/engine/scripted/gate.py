@@ -1,0 +1,182 @@
+"""Admission, concurrency and pausing of the scripted engine, on one event loop.
+
+Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from solon.engine.base import EngineFailed, Load, Overloaded, Paused, PauseMode
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A request's place in the gate."""
+
+    queued: float
+    """Seconds that it waited."""
+
+
+class Aborted(Exception):  # noqa: N818 - a signal between gate and engine, not an error
+    """The request was ended by ``PauseMode.ABORT``."""
+
+
+class Gate:
+    """Counts what waits and runs; holds, refuses or aborts it when paused."""
+
+    def __init__(self, *, concurrency: int, capacity: int) -> None:
+        """``concurrency``: most that run at once, 0 for no limit; ``capacity``: most that wait."""
+        self._slots = asyncio.Semaphore(concurrency) if concurrency else None
+        self._capacity = capacity
+        self._queued = 0
+        self._running = 0
+        self._aborted = 0
+        self._mode: PauseMode | None = None
+        self._open = asyncio.Event()
+        self._open.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._abort = False
+        self._sleepers: set[asyncio.Future[None]] = set()
+        self._closed = False
+
+    def load(self) -> Load:
+        """How busy it is."""
+        return Load(
+            queued=self._queued,
+            running=self._running,
+            queue_capacity=self._capacity,
+            paused=self._mode is not None,
+        )
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[Place]:
+        """Wait for a place and hold it.
+
+        Raises:
+            EngineFailed: The engine is closed.
+            Paused: Paused, and not to hold requests.
+            Overloaded: Too many wait.
+            Aborted: Paused with ``ABORT`` while waiting.
+        """
+        self._refuse()
+        loop = asyncio.get_running_loop()
+        entered = loop.time()
+        self._queued += 1
+        self._idle.clear()
+        try:
+            await self._acquire()
+        finally:
+            self._queued -= 1
+            self._settle()
+        self._running += 1
+        try:
+            yield Place(loop.time() - entered)
+        finally:
+            self._running -= 1
+            if self._slots is not None:
+                self._slots.release()
+            self._settle()
+
+    async def spend(self, seconds: float) -> None:
+        """Let time pass for a request that runs, and hold it while paused with ``KEEP``.
+
+        Raises:
+            Aborted: Paused with ``ABORT``.
+            EngineFailed: The engine was closed.
+        """
+        if seconds > 0 and not self._abort:
+            await self._sleep(seconds)
+        if not self._open.is_set():
+            await self._open.wait()
+        self._check_abort()
+
+    async def pause(self, mode: PauseMode) -> int:
+        """Stop; returns when nothing runs, with the number of aborted requests."""
+        self._mode = mode
+        self._aborted = 0
+        if mode is PauseMode.KEEP:
+            self._open.clear()
+            return 0
+        self._open.set()
+        if mode is PauseMode.ABORT:
+            self._wake()
+        await self._idle.wait()
+        return self._aborted
+
+    def resume(self) -> None:
+        """Go on."""
+        self._mode = None
+        self._abort = False
+        self._open.set()
+
+    async def drained(self) -> None:
+        """Wait until nothing waits and nothing runs."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """End everything that waits or runs with ``EngineFailed``."""
+        self._closed = True
+        self._wake()
+        self._open.set()
+        await self._idle.wait()
+
+    async def _acquire(self) -> None:
+        await self._open.wait()
+        if self._slots is not None:
+            await self._slots.acquire()
+        try:
+            await self._open.wait()
+            self._check_abort()
+        except BaseException:  # a place that was taken is given back, whatever ended the wait
+            if self._slots is not None:
+                self._slots.release()
+            raise
+
+    async def _sleep(self, seconds: float) -> None:
+        # not asyncio.Event: it forgets one of n waiters in O(n), and n may be ten thousand
+        loop = asyncio.get_running_loop()
+        sleeper: asyncio.Future[None] = loop.create_future()
+        self._sleepers.add(sleeper)
+        alarm = loop.call_later(seconds, _ring, sleeper)
+        try:
+            await sleeper
+        finally:
+            alarm.cancel()
+            self._sleepers.discard(sleeper)
+
+    def _wake(self) -> None:
+        self._abort = True
+        for sleeper in self._sleepers:
+            _ring(sleeper)
+
+    def _refuse(self) -> None:
+        if self._closed:
+            raise EngineFailed("the engine is closed")
+        if self._mode in (PauseMode.ABORT, PauseMode.WAIT):
+            raise Paused("generation is paused: try again after it is resumed")
+        if self._queued >= self._capacity:
+            raise Overloaded(
+                f"{self._queued} sequences wait, which is all that may: try again later",
+                retry_after=0.1,
+            )
+
+    def _check_abort(self) -> None:
+        if self._closed:
+            raise EngineFailed("the engine was closed")
+        if self._abort:
+            self._aborted += 1
+            raise Aborted
+
+    def _settle(self) -> None:
+        if not self._queued and not self._running:
+            self._idle.set()
+
+
+def _ring(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)

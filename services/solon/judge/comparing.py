@@ -1,0 +1,148 @@
+"""Showing pairs of responses to a model and reading which it prefers.
+
+All pairs, principles and orders of a request go to the engine in one call (two with chains of
+thought), those that share a prefix side by side. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from solon.chat import Conversation
+from solon.constitution import Principle, derive_seed
+from solon.constitution.prompts import (
+    OPTION_A,
+    OPTION_B,
+    comparison_prompt,
+    reasoning_prompt,
+    verdict_prompt,
+)
+from solon.engine.base import FinishReason, Generation, Sampling
+from solon.judge import verdicts
+from solon.judge.questions import ChainOfThought, Manner, Question
+from solon.judge.verdicts import UNREADABLE, OrderVerdict, PrincipleVerdict, Reading
+from solon.serving.session import Session
+
+_OPTIONS = (OPTION_A, OPTION_B)
+
+
+@dataclass(frozen=True, slots=True)
+class _Showing:
+    """One pair by one principle in one order."""
+
+    pair: int
+    principle: Principle
+    first: str
+    """Shown as (A)."""
+    second: str
+    swapped: bool
+
+    def prompt(self, question: Question) -> Conversation:
+        """Asks for the answer at once."""
+        return comparison_prompt(
+            question.constitution, self.principle, question.conversation, self.first, self.second
+        )
+
+    def reasoning(self, question: Question) -> Conversation:
+        """Asks for a chain of thought."""
+        return reasoning_prompt(self.principle, question.conversation, self.first, self.second)
+
+    def read(self, logprobs: Sequence[float], manner: Manner) -> Reading:
+        """The options' log-probabilities, given back to the responses that they stood for."""
+        first, second = logprobs
+        a, b = (second, first) if self.swapped else (first, second)
+        return verdicts.read(a, b, min_option_mass=manner.min_option_mass)
+
+
+async def compare_pairs(
+    session: Session, question: Question, pairs: Sequence[tuple[str, str]], manner: Manner
+) -> list[tuple[PrincipleVerdict, ...]]:
+    """Judge every pair by every principle; a tuple of verdicts a pair.
+
+    Raises:
+        WeightVersionMismatch: The weights were replaced meanwhile.
+        EngineError: As ``Engine.score`` and, with chains of thought, ``Engine.generate``.
+    """
+    # principles innermost: what stands before the principle in a prompt is then shared
+    showings = [
+        _Showing(pair, principle, *((b, a) if swapped else (a, b)), swapped)
+        for pair, (a, b) in enumerate(pairs)
+        for swapped in ((False, True) if manner.both_orders else (False,))
+        for principle in question.principles
+    ]
+    thought = manner.chain_of_thought
+    if thought is None:
+        orders = await _read_at_once(session, question, showings, manner)
+    else:
+        orders = await _read_after_chains(session, question, showings, manner, thought)
+    found: dict[tuple[int, str], list[OrderVerdict]] = defaultdict(list)
+    for showing, order in zip(showings, orders, strict=True):
+        found[showing.pair, showing.principle.id].append(order)
+    return [
+        tuple(verdicts.principle_verdict(p, found[pair, p.id]) for p in question.principles)
+        for pair in range(len(pairs))
+    ]
+
+
+async def _read_at_once(
+    session: Session, question: Question, showings: Sequence[_Showing], manner: Manner
+) -> list[OrderVerdict]:
+    prompts = [showing.prompt(question) for showing in showings]
+    scored = await session.score(prompts, [_OPTIONS] * len(prompts))
+    return [
+        verdicts.order_verdict([showing.read(logprobs, manner)], swapped=showing.swapped)
+        for showing, logprobs in zip(showings, scored.logprobs, strict=True)
+    ]
+
+
+async def _read_after_chains(
+    session: Session,
+    question: Question,
+    showings: Sequence[_Showing],
+    manner: Manner,
+    thought: ChainOfThought,
+) -> list[OrderVerdict]:
+    asked = [
+        (showing.reasoning(question), _chain_sampling(thought, showing, chain))
+        for showing in showings
+        for chain in range(thought.chains)
+    ]
+    made = await session.generate_all(asked)
+    prompts = [
+        verdict_prompt(prompt, chain.text)
+        for (prompt, _), chain in zip(asked, made, strict=True)
+        if _is_whole(chain)
+    ]
+    answers: Iterator[Sequence[float]] = iter(())
+    if prompts:
+        scored = await session.score(prompts, [_OPTIONS] * len(prompts))
+        answers = iter(scored.logprobs)
+    orders = []
+    for index, showing in enumerate(showings):
+        chains = made[index * thought.chains : (index + 1) * thought.chains]
+        readings = [
+            showing.read(next(answers), manner) if _is_whole(chain) else UNREADABLE
+            for chain in chains
+        ]
+        orders.append(
+            verdicts.order_verdict(
+                readings,
+                swapped=showing.swapped,
+                clamp=thought.clamp,
+                chains=[chain.text for chain in chains],
+            )
+        )
+    return orders
+
+
+def _is_whole(chain: Generation) -> bool:
+    """Whether the model ended its reasoning itself: from half a chain no answer follows."""
+    return chain.finish_reason is FinishReason.STOP and bool(chain.text.strip())
+
+
+def _chain_sampling(thought: ChainOfThought, showing: _Showing, chain: int) -> Sampling:
+    # by the principle's id: which others are asked for changes no chain
+    seed = derive_seed(thought.sampling.seed, showing.principle.id, int(showing.swapped), chain)
+    return replace(thought.sampling, seed=seed)

@@ -1,0 +1,198 @@
+"""What stands before every call of a Solon service, and what becomes of its end.
+
+One interceptor, so that servicers only translate: it reads the request, names it, refuses it while
+the model loads, past its deadline or against the rules; it turns every exception into a status
+with details; it writes the log line. Health and reflection pass untouched. Knows nothing of
+roles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+from uuid import uuid4
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from solon.engine.base import EngineError
+from solon.serving import rules
+from solon.serving.errors import DeadlinePassed, InvalidFields, NotServing
+from solon.serving.health import Health, Phase
+from solon.serving.logs import cause
+from solon.serving.status import Failure, failure_of
+
+_PREFIX = "/solon.v1."
+_LOG = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Request(Protocol):
+    request_id: str
+
+
+class _Handler(Protocol):
+    @property
+    def request_deserializer(self) -> Callable[[bytes], _Request]: ...
+    @property
+    def response_serializer(self) -> Callable[[Message], bytes]: ...
+    @property
+    def unary_unary(self) -> Callable[[_Request, Context], Awaitable[Message]]: ...
+    @property
+    def unary_stream(self) -> Callable[[_Request, Context], AsyncGenerator[Message, None]]: ...
+
+
+@dataclass(slots=True)
+class _Call:
+    """What the log line of a call says."""
+
+    method: str
+    started: float = field(default_factory=time.monotonic)
+    request_id: str = ""
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def count(self, response: Message) -> None:
+        """Add up what a response says it cost. A stream's messages each have a share."""
+        if "usage" not in response.DESCRIPTOR.fields_by_name:
+            return
+        usage, timing = response.usage, response.timing  # type: ignore[attr-defined]
+        self._add("prompt_tokens", usage.prompt_tokens)
+        self._add("completion_tokens", usage.completion_tokens)
+        self._add("queue_seconds", timing.queue.ToTimedelta().total_seconds())
+        self._add("inference_seconds", timing.inference.ToTimedelta().total_seconds())
+
+    def log(self, code: grpc.StatusCode, level: int, **fields: object) -> None:
+        """Write the line."""
+        line = {
+            "method": self.method,
+            "code": code.name,
+            "request_id": self.request_id,
+            "seconds": round(time.monotonic() - self.started, 6),
+            **self.spent,
+            **fields,
+        }
+        _LOG.log(level, "call", extra={"fields": line})
+
+    def _add(self, key: str, amount: float) -> None:
+        self.spent[key] = round(self.spent.get(key, 0) + amount, 6)
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """The interceptor of every Solon server."""
+
+    def __init__(self, health: Health) -> None:
+        """``health``: says whether the model is loaded."""
+        self._health = health
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Stand before the methods of solon.v1."""
+        found = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if found is None or not method.startswith(_PREFIX):
+            return found
+        # grpc's stubs know the handlers of its synchronous server only
+        handler = cast("_Handler", found)
+        make, behaviour = (
+            (grpc.unary_stream_rpc_method_handler, self._streaming(method, handler))
+            if found.response_streaming
+            else (grpc.unary_unary_rpc_method_handler, self._unary(method, handler))
+        )
+        # no deserializer: a body that is no message is then refused like any other mistake
+        return make(
+            behaviour, request_deserializer=None, response_serializer=handler.response_serializer
+        )
+
+    def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, Context], Any]:
+        async def answer(body: bytes, context: Context) -> Message | None:
+            call = _Call(method)
+            async with _answered(call, context):
+                request = self._admitted(call, body, handler, context)
+                response = await handler.unary_unary(request, context)
+                call.count(response)
+                return response
+            # a failed call was aborted: nothing is sent
+            return None
+
+        return answer
+
+    def _streaming(self, method: str, handler: _Handler) -> Callable[[bytes, Context], Any]:
+        # a coroutine that writes, not a generator: a cancelled call then always unwinds at once,
+        # where a generator that waits at a yield lives until it is collected
+        async def answer(body: bytes, context: Context) -> None:
+            call = _Call(method)
+            async with _answered(call, context):
+                request = self._admitted(call, body, handler, context)
+                async with aclosing(handler.unary_stream(request, context)) as responses:
+                    async for response in responses:
+                        call.count(response)
+                        await context.write(response)
+
+        return answer
+
+    def _admitted(self, call: _Call, body: bytes, handler: _Handler, context: Context) -> _Request:
+        """The request, named and checked.
+
+        An empty request_id is filled in, so that the servicer, the log and any error agree.
+        """
+        try:
+            request = handler.request_deserializer(body)
+        except DecodeError as error:
+            raise InvalidFields.of("", f"the body is no request of {call.method}") from error
+        request.request_id = request.request_id or uuid4().hex
+        call.request_id = request.request_id[:128]
+        if self._health.phase is Phase.LOADING:
+            raise NotServing
+        refuse_if_late(context.time_remaining())
+        rules.check(cast("Message", request))
+        return request
+
+
+def refuse_if_late(seconds_left: float | None) -> None:
+    """Spend no work on an answer that nobody waits for. None: the call has no deadline.
+
+    Raises:
+        DeadlinePassed: No time is left.
+    """
+    if seconds_left is not None and seconds_left <= 0:
+        raise DeadlinePassed
+
+
+@asynccontextmanager
+async def _answered(call: _Call, context: Context) -> AsyncIterator[None]:
+    try:
+        yield
+    except asyncio.CancelledError:
+        late = context.time_remaining() == 0
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+        call.log(code, logging.INFO)
+        raise
+    except Exception as error:  # any exception at all must become a status, and only here
+        failure = failure_of(error)
+        _log_failure(call, failure, error)
+        await context.abort(failure.code, failure.message, failure.trailers(call.request_id))
+    else:
+        call.log(grpc.StatusCode.OK, logging.INFO)
+
+
+def _log_failure(call: _Call, failure: Failure, error: Exception) -> None:
+    if failure.error_id is None:
+        call.log(failure.code, logging.INFO, reason=failure.reason_name)
+        return
+    # an engine's own words name devices and sizes; a stranger's may quote the prompt
+    verbose = isinstance(error, EngineError) or _LOG.isEnabledFor(logging.DEBUG)
+    hidden = cause(error, verbose=verbose)
+    call.log(
+        failure.code, logging.ERROR, reason=failure.reason_name, error_id=failure.error_id, **hidden
+    )

@@ -1,0 +1,113 @@
+"""One request's use of an engine: one set of weights throughout, its spending added up.
+
+A request may take many model calls, and the weights may be replaced between two of them. A session
+holds the request to the weights it asked for, or else to those of its first call, so that no
+answer mixes two models. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from solon.chat import Conversation
+from solon.engine.base import (
+    Engine,
+    Generation,
+    GenerationPiece,
+    Sampling,
+    Scored,
+    Timing,
+    Usage,
+)
+from solon.serving.errors import WeightVersionMismatch
+
+T = TypeVar("T")
+
+
+class Session:
+    """An engine, as one request may use it."""
+
+    def __init__(self, engine: Engine, *, weight_version: str | None = None) -> None:
+        """Refuse at once if the engine has other weights than the request demands.
+
+        Raises:
+            WeightVersionMismatch: It has.
+        """
+        self._engine = engine
+        self._expected = weight_version
+        self.usage = Usage()
+        """Spent so far."""
+        self.timing = Timing()
+        """Time taken so far; of calls made at the same time, that of the slowest."""
+        if weight_version is not None:
+            self._check(engine.weight_version)
+
+    @property
+    def weight_version(self) -> str:
+        """The weights that answer this request."""
+        return self._engine.weight_version if self._expected is None else self._expected
+
+    async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
+        """One generation; errors as ``Engine.generate``, and WeightVersionMismatch."""
+        return (await self.generate_all([(conversation, sampling)]))[0]
+
+    async def generate_all(
+        self, asked: Sequence[tuple[Conversation, Sampling]]
+    ) -> list[Generation]:
+        """Generations that are asked for at the same time, in the order given.
+
+        Raises:
+            WeightVersionMismatch: The weights were replaced while this request ran.
+            EngineError: The first failure; the other generations are cancelled.
+        """
+        made = await concurrently(self._engine.generate(*one) for one in asked)
+        for generation in made:
+            self._check(generation.weight_version)
+        self._spend([g.usage for g in made], [g.timing for g in made])
+        return made
+
+    async def stream(
+        self, conversation: Conversation, sampling: Sampling
+    ) -> AsyncGenerator[GenerationPiece, None]:
+        """One generation, a piece at a time; ``aclose`` stops the work. Errors as ``generate``."""
+        # an engine's stream is a generator: closing it is what stops the model
+        async with aclosing(self._engine.stream(conversation, sampling)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                self._check(piece.weight_version)
+                if piece.final is not None:
+                    self._spend([piece.final.usage], [piece.final.timing])
+                yield piece
+
+    async def score(
+        self, prompts: Sequence[Conversation], continuations: Sequence[Sequence[str]]
+    ) -> Scored:
+        """Log-probabilities; errors as ``Engine.score``, and WeightVersionMismatch."""
+        scored = await self._engine.score(prompts, continuations)
+        self._check(scored.weight_version)
+        self._spend([scored.usage], [scored.timing])
+        return scored
+
+    def _check(self, actual: str) -> None:
+        if self._expected is None:
+            self._expected = actual
+        if actual != self._expected:
+            raise WeightVersionMismatch(expected=self._expected, actual=actual)
+
+    def _spend(self, usages: Sequence[Usage], timings: Sequence[Timing]) -> None:
+        self.usage = sum(usages, start=self.usage)
+        self.timing += max(timings, key=lambda t: t.queue + t.inference)
+
+
+async def concurrently(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all at once. The first failure cancels the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        # what was cancelled must have let go of its place in the batch before the error is told
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,200 @@
+"""The critic's chains: principles, seeds, outcomes, prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from solon.chat import Conversation
+from solon.constitution import Constitution, Principle
+from solon.constitution.prompts import critique_prompt, revision_prompt
+from solon.critic.critic import Critic, Outcome, Review, Round, draw_rounds
+from solon.engine.base import EngineFailed, FinishReason, Sampling, Usage
+from solon.serving.errors import WeightVersionMismatch
+from solon.serving.testing import FunctionEngine, Said
+
+KIND = Principle(id="kind", critique_request="What is unkind?", revision_request="Be kind.")
+CALM = Principle(id="calm", weight=3, critique_request="What is rash?", revision_request="Be calm.")
+CORE = Constitution(name="core", version="1", principles=(KIND, CALM))
+ASKED = Conversation.from_user("Can you help?")
+FIRST = Review(constitution=CORE, principle=KIND, conversation=ASKED, response="No.")
+
+
+def is_critique(conversation: Conversation) -> bool:
+    return "Critique request" in conversation.messages[-1].content
+
+
+def model(critique: str | Said = "Curt.", revision: str | Said = "Gladly.") -> FunctionEngine:
+    """An engine whose texts tell the seed, unless they are empty or cut."""
+
+    def answer(conversation: Conversation, sampling: Sampling) -> str | Said:
+        said = critique if is_critique(conversation) else revision
+        return f"{said} {sampling.seed}" if isinstance(said, str) and said.strip() else said
+
+    return FunctionEngine(answer=answer)
+
+
+async def chain(engine: FunctionEngine, rounds: int = 2, **options: object) -> list[Round]:
+    principles = [KIND, CALM, KIND, CALM][:rounds]
+    sampling = Sampling(seed=7)
+    made = Critic(engine).refine(FIRST, principles, sampling, **options)  # type: ignore[arg-type]
+    return [one async for one in made]
+
+
+async def test_a_critique_asks_by_the_principle_and_a_revision_in_the_light_of_it() -> None:
+    engine = model()
+    critic = Critic(engine)
+    critique = await critic.critique(FIRST, Sampling(seed=1))
+    revision = await critic.revise(FIRST, "Curt.", Sampling(seed=2))
+    plain = await critic.revise(FIRST, None, Sampling(seed=3))
+    assert [conversation for conversation, _ in engine.asked] == [
+        critique_prompt(CORE, KIND, ASKED, "No."),
+        revision_prompt(CORE, KIND, ASKED, "No.", "Curt."),
+        revision_prompt(CORE, KIND, ASKED, "No.", None),
+    ]
+    assert critique.text.generation.text == "Curt. 1"
+    assert [made.text.seed for made in (critique, revision, plain)] == [1, 2, 3]
+
+
+async def test_each_round_works_on_the_revision_before_it() -> None:
+    engine = model()
+    first, second = await chain(engine)
+    assert first.critique is not None
+    assert first.revision is not None
+    before = first.revision.generation.text
+    assert second.critique is not None
+    assert [conversation for conversation, _ in engine.asked] == [
+        critique_prompt(CORE, KIND, ASKED, "No."),
+        revision_prompt(CORE, KIND, ASKED, "No.", first.critique.generation.text),
+        critique_prompt(CORE, CALM, ASKED, before),
+        revision_prompt(CORE, CALM, ASKED, before, second.critique.generation.text),
+    ]
+    assert [(r.number, r.principle.id) for r in (first, second)] == [(1, "kind"), (2, "calm")]
+
+
+async def test_every_call_of_a_chain_has_a_seed_of_its_own() -> None:
+    engine = model()
+    await chain(engine, rounds=4)
+    assert len({sampling.seed for _, sampling in engine.asked}) == 8
+
+
+async def test_a_chain_is_repeated_by_its_seed_and_does_not_depend_on_how_many_rounds_follow() -> (
+    None
+):
+    assert await chain(model(), rounds=4) == await chain(model(), rounds=4)
+    assert (await chain(model(), rounds=4))[:2] == await chain(model(), rounds=2)
+
+
+async def test_a_call_of_a_chain_is_repeated_alone_by_its_own_seed() -> None:
+    _, second = await chain(model())
+    assert second.critique is not None
+    alone = await Critic(model()).critique(FIRST, Sampling(seed=second.critique.seed))
+    assert alone.text.generation.text == second.critique.generation.text
+
+
+async def test_a_round_counts_its_own_cost() -> None:
+    rounds = await chain(model())
+    assert [r.usage for r in rounds] == [
+        Usage(prompt_tokens=20, completion_tokens=4, model_calls=2)
+    ] * 2
+
+
+async def test_without_critiques_only_revisions_are_made() -> None:
+    engine = model()
+    rounds = await chain(engine, skip_critique=True)
+    assert [r.critique for r in rounds] == [None, None]
+    assert not any(is_critique(conversation) for conversation, _ in engine.asked)
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        (Said("text"), Outcome.MADE),
+        (Said("text", FinishReason.LENGTH), Outcome.TRUNCATED),
+        (Said("text", FinishReason.ABORT), Outcome.ABORTED),
+        (Said("", FinishReason.ABORT), Outcome.ABORTED),
+        (Said(""), Outcome.EMPTY),
+        (Said(" \n"), Outcome.EMPTY),
+        (Said(" \n", FinishReason.LENGTH), Outcome.EMPTY),
+    ],
+)
+async def test_what_became_of_a_text_is_typed(said: Said, outcome: Outcome) -> None:
+    made = await Critic(model(critique=said)).critique(FIRST, Sampling())
+    assert made.text.outcome is outcome
+
+
+async def test_an_empty_critique_is_no_critique_and_the_round_goes_on_without_one() -> None:
+    engine = model(critique="")
+    rounds = await chain(engine)
+    assert [r.critique.outcome for r in rounds if r.critique] == [Outcome.EMPTY] * 2
+    assert [r.revision_outcome for r in rounds] == [Outcome.MADE] * 2
+    assert engine.asked[1][0] == revision_prompt(CORE, KIND, ASKED, "No.", None)
+
+
+async def test_a_cut_critique_is_heeded_as_far_as_it_goes() -> None:
+    engine = model(critique=Said("It is cu", FinishReason.LENGTH))
+    (made,) = await chain(engine, rounds=1)
+    assert made.critique is not None
+    assert made.critique.outcome is Outcome.TRUNCATED
+    assert engine.asked[1][0] == revision_prompt(CORE, KIND, ASKED, "No.", "It is cu")
+
+
+async def test_an_aborted_critique_ends_the_chain_before_a_revision() -> None:
+    engine = model(critique=Said("It is", FinishReason.ABORT))
+    (made,) = await chain(engine, rounds=4)
+    assert made.critique is not None
+    assert made.critique.outcome is Outcome.ABORTED
+    assert (made.revision, made.revision_outcome) == (None, Outcome.ABORTED)
+    assert len(engine.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [(Said(" "), Outcome.EMPTY), (Said("Glad", FinishReason.ABORT), Outcome.ABORTED)],
+)
+async def test_a_revision_that_is_no_response_ends_the_chain(said: Said, outcome: Outcome) -> None:
+    (made,) = await chain(model(revision=said), rounds=4)
+    assert made.revision_outcome is outcome
+
+
+async def test_a_cut_revision_is_revised_further() -> None:
+    rounds = await chain(model(revision=Said("Glad", FinishReason.LENGTH)), rounds=3)
+    assert [r.revision_outcome for r in rounds] == [Outcome.TRUNCATED] * 3
+
+
+async def test_new_weights_end_a_chain_rather_than_mix_with_the_old() -> None:
+    engine = model()
+    rounds = Critic(engine).refine(FIRST, [KIND, CALM], Sampling())
+    assert (await anext(rounds)).weight_version == "initial"
+    await engine.update_weights("/next", "step-1")
+    with pytest.raises(WeightVersionMismatch):
+        await anext(rounds)
+
+
+async def test_rounds_before_an_error_are_given() -> None:
+    engine = model()
+
+    def fails_later(conversation: Conversation, sampling: Sampling) -> str:
+        if len(engine.asked) > 2:
+            raise EngineFailed("lost")
+        return "text"
+
+    engine.answer = fails_later
+    rounds = Critic(engine).refine(FIRST, [KIND, CALM], Sampling())
+    assert (await anext(rounds)).number == 1
+    with pytest.raises(EngineFailed):
+        await anext(rounds)
+
+
+def test_principles_are_drawn_anew_for_every_round_with_odds_by_weight() -> None:
+    pairs = Counter(
+        tuple(p.id for p in draw_rounds(CORE.principles, 2, seed)) for seed in range(1_000)
+    )
+    # odds of 3 to 1 in each round, whatever the other drew; 63 is four standard deviations
+    expected = {("calm", "calm"): 562.5, ("calm", "kind"): 187.5, ("kind", "calm"): 187.5}
+    assert all(abs(pairs[pair] - count) < 63 for pair, count in expected.items())
+
+
+def test_drawn_principles_do_not_depend_on_how_many_rounds_follow() -> None:
+    assert draw_rounds(CORE.principles, 8, 5)[:3] == draw_rounds(CORE.principles, 3, 5)

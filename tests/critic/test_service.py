@@ -1,0 +1,214 @@
+"""CriticService over a real port."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from solon.chat import Conversation
+from solon.constitution import Constitution, Principle
+from solon.critic.critic import draw_rounds
+from solon.critic.server import ROLE
+from solon.engine.base import FinishReason, Sampling
+from solon.serving.testing import FunctionEngine, Said, running
+from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc
+
+PRINCIPLES = tuple(
+    Principle(id=name, critique_request=f"Is it {name}?", revision_request=f"Be {name}.")
+    for name in ("kind", "calm", "brief")
+)
+CORE = Constitution(
+    name="core",
+    version="1",
+    principles=(*PRINCIPLES, Principle(id="judged", comparison_instruction="Which?")),
+)
+ASKED = common_pb2.Conversation(
+    messages=[common_pb2.Message(role=common_pb2.ROLE_USER, content="Can you help?")]
+)
+NAMED = common_pb2.ConstitutionSource(name="core")
+
+
+def seeded(conversation: Conversation, sampling: Sampling) -> str:
+    return f"text {sampling.seed}"
+
+
+@pytest.fixture
+def engine() -> FunctionEngine:
+    return FunctionEngine(answer=seeded)
+
+
+@pytest.fixture
+async def stub(engine: FunctionEngine) -> AsyncIterator[critic_pb2_grpc.CriticServiceStub]:
+    async with (
+        running(ROLE, engine, constitutions=[CORE]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield critic_pb2_grpc.CriticServiceStub(channel)
+
+
+def ids(*names: str) -> common_pb2.PrincipleSelection:
+    return common_pb2.PrincipleSelection(ids=common_pb2.PrincipleSelection.Ids(ids=names))
+
+
+def sample(seed: int) -> common_pb2.PrincipleSelection:
+    return common_pb2.PrincipleSelection(
+        sample=common_pb2.PrincipleSelection.Sample(count=1, seed=seed)
+    )
+
+
+def refine(**fields: object) -> critic_pb2.RefineRequest:
+    return critic_pb2.RefineRequest(
+        conversation=ASKED,
+        response="No.",
+        constitution=NAMED,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+async def test_a_critique_says_by_what_it_was_made(
+    engine: FunctionEngine, stub: critic_pb2_grpc.CriticServiceStub
+) -> None:
+    response = await stub.Critique(
+        critic_pb2.CritiqueRequest(
+            request_id="mine",
+            conversation=ASKED,
+            response="No.",
+            constitution=NAMED,
+            principles=ids("calm"),
+            sampling=common_pb2.SamplingParams(seed=7),
+            weight_version="initial",
+        )
+    )
+    assert (response.request_id, response.weight_version) == ("mine", "initial")
+    assert (response.principle_id, response.constitution_digest) == ("calm", CORE.digest)
+    assert (response.critique.text, response.critique.seed) == ("text 7", 7)
+    assert response.outcome == critic_pb2.OUTCOME_MADE
+    assert response.usage.model_calls == 1
+    assert "Is it calm?" in engine.asked[0][0].messages[-1].content
+
+
+@pytest.mark.parametrize("critique", ["Curt.", None])
+async def test_a_revision_heeds_the_critique_if_there_is_one(
+    critique: str | None,
+    engine: FunctionEngine,
+    stub: critic_pb2_grpc.CriticServiceStub,
+) -> None:
+    response = await stub.Revise(
+        critic_pb2.ReviseRequest(
+            conversation=ASKED,
+            response="No.",
+            critique=critique,
+            constitution=NAMED,
+            principles=ids("kind"),
+            sampling=common_pb2.SamplingParams(seed=7),
+        )
+    )
+    assert (response.revision.text, response.principle_id) == ("text 7", "kind")
+    asked = [message.content for message in engine.asked[0][0].messages]
+    assert ("Curt." in asked) == (critique is not None)
+
+
+async def test_a_principle_is_drawn_if_none_is_chosen(
+    stub: critic_pb2_grpc.CriticServiceStub,
+) -> None:
+    request = critic_pb2.CritiqueRequest(conversation=ASKED, response="No.", constitution=NAMED)
+    drawn = {(await stub.Critique(request)).principle_id for _ in range(30)}
+    assert drawn == {"kind", "calm", "brief"}
+
+
+async def test_a_chain_sends_each_round_as_it_is_made(
+    engine: FunctionEngine, stub: critic_pb2_grpc.CriticServiceStub
+) -> None:
+    def answer(conversation: Conversation, sampling: Sampling) -> str:
+        if len(engine.asked) == 2:
+            engine.gate.clear()
+        return seeded(conversation, sampling)
+
+    engine.answer = answer
+    call = stub.Refine(refine(request_id="mine", principles=ids("kind", "calm"), rounds=2))
+    rounds = aiter(call)
+    first = await anext(rounds)
+    # the second round waits for its critique until the first has been read
+    engine.gate.set()
+    rest = [made async for made in rounds]
+    assert [made.round for made in (first, *rest)] == [1, 2]
+    assert [made.principle_id for made in (first, *rest)] == ["kind", "calm"]
+    assert first.critique_outcome == first.revision_outcome == critic_pb2.OUTCOME_MADE
+    assert (first.request_id, first.weight_version) == ("mine", "initial")
+    assert first.constitution_digest == CORE.digest
+    assert first.usage.model_calls == 2
+    assert first.revision.text in engine.asked[2][0].messages[-1].content
+
+
+async def test_a_chain_has_four_rounds_unless_told_otherwise(
+    stub: critic_pb2_grpc.CriticServiceStub,
+) -> None:
+    assert [made.round async for made in stub.Refine(refine())] == [1, 2, 3, 4]
+
+
+async def test_two_seeds_repeat_a_chain(stub: critic_pb2_grpc.CriticServiceStub) -> None:
+    async def texts(principle_seed: int, seed: int) -> list[tuple[str, str, str]]:
+        request = refine(
+            principles=sample(principle_seed), sampling=common_pb2.SamplingParams(seed=seed)
+        )
+        return [
+            (made.principle_id, made.critique.text, made.revision.text)
+            async for made in stub.Refine(request)
+        ]
+
+    assert await texts(1, 2) == await texts(1, 2)
+    assert await texts(1, 2) != await texts(1, 3)
+    drawn = [principle for principle, _, _ in await texts(1, 2)]
+    assert drawn == [p.id for p in draw_rounds(PRINCIPLES, 4, 1)]
+
+
+async def test_without_critiques_a_round_has_none(
+    stub: critic_pb2_grpc.CriticServiceStub,
+) -> None:
+    async for made in stub.Refine(refine(skip_critique=True, rounds=1)):
+        assert not made.HasField("critique")
+        assert not made.HasField("critique_outcome")
+        assert made.revision.text
+
+
+async def test_an_aborted_critique_gives_an_aborted_round(
+    engine: FunctionEngine, stub: critic_pb2_grpc.CriticServiceStub
+) -> None:
+    engine.answer = lambda conversation, sampling: Said("It is", FinishReason.ABORT)
+    (made,) = [made async for made in stub.Refine(refine())]
+    assert made.critique_outcome == made.revision_outcome == critic_pb2.OUTCOME_ABORTED
+    assert (made.critique.text, made.revision.text) == ("It is", "")
+    assert made.revision.finish_reason == common_pb2.FINISH_REASON_ABORT
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"principles": ids("judged")}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"principles": ids("kind", "calm")}, grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            {"constitution": common_pb2.ConstitutionSource(name="x")},
+            grpc.StatusCode.NOT_FOUND,
+        ),
+        (
+            {"constitution": common_pb2.ConstitutionSource(name="core", digest="0" * 64)},
+            grpc.StatusCode.FAILED_PRECONDITION,
+        ),
+        ({"weight_version": "step-1"}, grpc.StatusCode.FAILED_PRECONDITION),
+    ],
+)
+async def test_what_the_server_cannot_work_by_is_refused_before_work(
+    fields: dict[str, object],
+    code: grpc.StatusCode,
+    engine: FunctionEngine,
+    stub: critic_pb2_grpc.CriticServiceStub,
+) -> None:
+    request = critic_pb2.CritiqueRequest(
+        **{"conversation": ASKED, "response": "No.", "constitution": NAMED, **fields}  # type: ignore[arg-type]
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Critique(request)
+    assert caught.value.code() is code
+    assert engine.asked == []

@@ -1,0 +1,115 @@
+"""A tiny random Llama with a tokenizer of its own, and engines that run it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from solon.engine import Engine, EngineOptions, create
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+SENTENCES = [
+    "How do I bake bread at home? Mix flour, water, salt and yeast, then wait.",
+    "Which response is better? Answer only (A) or (B).",
+    "The quick brown fox jumps over the lazy dog, and naïve façades cost 20 € each. 日本語 😀",
+    "Critique request: say what is harmful. Revision request: write it again without harm.",
+]
+
+
+def make_model(path: Path, *, seed: int = 0, hidden: int = 32) -> Path:
+    """Save a two-layer random Llama and its tokenizer; answers end now and then."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        initializer_range=0.4,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE tokenizer, trained on a few sentences."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=SPECIAL[2:],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The same model through transformers alone."""
+
+    path: Path
+    model: Any
+    tokenizer: Any
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model."""
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def other_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other weights of the same architecture."""
+    return make_model(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def reference(model_path: Path) -> Reference:
+    """The tiny model, loaded by transformers."""
+    model = LlamaForCausalLM.from_pretrained(model_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_path)
+    return Reference(model_path, model.eval(), tokenizer)
+
+
+Running = Callable[..., Any]
+
+
+@asynccontextmanager
+async def running(path: Path | str, **options: Any) -> AsyncIterator[Engine]:
+    """A started transformers engine on one CPU thread."""
+    engine = create("transformers", EngineOptions(model=str(path), **{"threads": 1, **options}))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()

@@ -1,0 +1,203 @@
+"""JudgeService over a real port."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from solon.chat import Conversation
+from solon.constitution import AbsoluteQuestion, Constitution, Principle, draw
+from solon.constitution.prompts import OPTION_A
+from solon.engine.base import Unsupported
+from solon.judge.server import ROLE
+from solon.serving.testing import FunctionEngine, running
+from solon.v1 import common_pb2, judge_pb2, judge_pb2_grpc
+
+PRINCIPLES = tuple(
+    Principle(id=name, weight=weight, comparison_instruction=f"Which is more {name}?")
+    for name, weight in (("kind", 1.0), ("calm", 3.0), ("brief", 1.0))
+)
+SCORING = Principle(
+    id="score", absolute_question=AbsoluteQuestion(text="Kind?", answers={"Yes": 1.0, "No": 0.0})
+)
+CORE = Constitution(name="core", version="1", principles=(*PRINCIPLES, SCORING))
+ASKED = common_pb2.Conversation(
+    messages=[common_pb2.Message(role=common_pb2.ROLE_USER, content="Can you help?")]
+)
+NAMED = common_pb2.ConstitutionSource(name="core")
+
+
+def logprob(prompt: Conversation, text: str) -> float:
+    """0.8 for what is shown as (A), and for Yes."""
+    return math.log(0.8 if text in (OPTION_A, "Yes") else 0.1)
+
+
+@pytest.fixture
+def engine() -> FunctionEngine:
+    return FunctionEngine(logprob=logprob)
+
+
+@pytest.fixture
+async def stub(engine: FunctionEngine) -> AsyncIterator[judge_pb2_grpc.JudgeServiceStub]:
+    async with (
+        running(ROLE, engine, constitutions=[CORE]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield judge_pb2_grpc.JudgeServiceStub(channel)
+
+
+def compare(**fields: object) -> judge_pb2.CompareRequest:
+    return judge_pb2.CompareRequest(
+        conversation=ASKED,
+        response_a="No.",
+        response_b="Gladly.",
+        constitution=NAMED,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+async def test_a_comparison_is_told_by_principle_and_order(
+    stub: judge_pb2_grpc.JudgeServiceStub,
+) -> None:
+    response = await stub.Compare(compare(request_id="mine", weight_version="initial"))
+    assert (response.request_id, response.weight_version) == ("mine", "initial")
+    assert response.constitution_digest == CORE.digest
+    assert [v.principle_id for v in response.principles] == ["kind", "calm", "brief"]
+    assert [v.weight for v in response.principles] == [1, 3, 1]
+    assert response.probability_a == pytest.approx(0.5)
+    assert response.no_verdict_reason == judge_pb2.NO_VERDICT_REASON_UNSPECIFIED
+    for verdict in response.principles:
+        assert [order.swapped for order in verdict.orders] == [False, True]
+        assert [o.probability_a for o in verdict.orders] == pytest.approx([8 / 9, 1 / 9])
+        assert verdict.orders[1].logprob_a == pytest.approx(math.log(0.1))
+        assert verdict.probability_a == pytest.approx(0.5)
+        assert verdict.position_dependent
+    assert response.usage.model_calls == 6
+    assert response.timing.inference.ToMilliseconds() == 500
+
+
+async def test_one_order_leaves_the_positions_unsaid(
+    stub: judge_pb2_grpc.JudgeServiceStub,
+) -> None:
+    response = await stub.Compare(compare(order_mode=judge_pb2.ORDER_MODE_AS_GIVEN))
+    assert response.probability_a == pytest.approx(8 / 9)
+    (order,) = response.principles[0].orders
+    assert not order.swapped
+    assert not response.principles[0].HasField("position_dependent")
+
+
+async def test_principles_are_sampled_by_seed_or_chosen_by_id(
+    stub: judge_pb2_grpc.JudgeServiceStub,
+) -> None:
+    sample = common_pb2.PrincipleSelection.Sample(count=2, seed=9)
+    response = await stub.Compare(compare(principles=common_pb2.PrincipleSelection(sample=sample)))
+    assert [v.principle_id for v in response.principles] == [p.id for p in draw(PRINCIPLES, 2, 9)]
+    ids = common_pb2.PrincipleSelection.Ids(ids=["brief", "kind"])
+    response = await stub.Compare(compare(principles=common_pb2.PrincipleSelection(ids=ids)))
+    assert [v.principle_id for v in response.principles] == ["brief", "kind"]
+
+
+async def test_a_missing_verdict_is_unset_with_a_reason(
+    stub: judge_pb2_grpc.JudgeServiceStub,
+) -> None:
+    response = await stub.Compare(compare(min_option_mass=0.95))
+    assert not response.HasField("probability_a")
+    assert response.no_verdict_reason == judge_pb2.NO_VERDICT_REASON_NO_PRINCIPLE
+    for verdict in response.principles:
+        assert verdict.no_verdict_reason == judge_pb2.NO_VERDICT_REASON_LOW_OPTION_MASS
+        assert not verdict.HasField("probability_a")
+        assert not verdict.orders[0].HasField("probability_a")
+
+
+@pytest.mark.parametrize("return_chains", [True, False])
+async def test_chains_of_thought_have_their_documented_defaults(
+    return_chains: bool, engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
+) -> None:
+    thought = judge_pb2.ChainOfThought(
+        sampling=common_pb2.SamplingParams(temperature=0.5, seed=3), return_chains=return_chains
+    )
+    response = await stub.Compare(compare(chain_of_thought=thought))
+    # one chain for each of three principles in two orders, clamped at 0.4
+    assert len(engine.asked) == 6
+    assert {sampling.temperature for _, sampling in engine.asked} == {0.5}
+    order = response.principles[0].orders[0]
+    assert order.probability_a == pytest.approx(0.6)
+    assert list(order.chains) == (["Yes."] if return_chains else [])
+
+
+async def test_chains_without_an_end_are_unreadable(
+    engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
+) -> None:
+    engine.answer = lambda conversation, sampling: ""
+    response = await stub.Compare(compare(chain_of_thought=judge_pb2.ChainOfThought(chains=2)))
+    reason = response.principles[0].no_verdict_reason
+    assert reason == judge_pb2.NO_VERDICT_REASON_UNREADABLE_ANSWER
+
+
+async def test_a_score_is_told_with_its_probabilities(
+    stub: judge_pb2_grpc.JudgeServiceStub,
+) -> None:
+    response = await stub.Score(
+        judge_pb2.ScoreRequest(
+            request_id="mine", conversation=ASKED, response="No.", constitution=NAMED
+        )
+    )
+    (one,) = response.principles
+    assert (response.request_id, one.principle_id, one.weight) == ("mine", "score", 1)
+    assert response.score == one.score == pytest.approx(8 / 9)
+    assert one.option_mass == pytest.approx(0.9)
+    assert dict(one.probabilities) == pytest.approx({"Yes": 8 / 9, "No": 1 / 9})
+    assert response.constitution_digest == CORE.digest
+
+
+async def test_a_score_that_is_missing_is_unset_with_a_reason(
+    engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
+) -> None:
+    engine.logprob = lambda prompt, text: math.nan
+    response = await stub.Score(
+        judge_pb2.ScoreRequest(conversation=ASKED, response="No.", constitution=NAMED)
+    )
+    assert not response.HasField("score")
+    assert response.no_verdict_reason == judge_pb2.NO_VERDICT_REASON_NO_PRINCIPLE
+    assert response.principles[0].no_verdict_reason == judge_pb2.NO_VERDICT_REASON_NOT_FINITE
+
+
+async def test_a_ranking_is_told_with_what_it_rests_on(
+    engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
+) -> None:
+    def by_length(prompt: Conversation, option: str) -> float:
+        shown = prompt.messages[0].content
+        longer = len(shown.split("(A) ")[1].split("\n")[0]) > len(
+            shown.split("(B) ")[1].split("\n")[0]
+        )
+        return math.log(0.75 if (option == OPTION_A) == longer else 0.25)
+
+    engine.logprob = by_length
+    response = await stub.Rank(
+        judge_pb2.RankRequest(
+            request_id="mine",
+            conversation=ASKED,
+            responses=["No.", "Gladly, at once.", "Gladly."],
+            constitution=NAMED,
+        )
+    )
+    assert [place.index for place in response.ranking] == [1, 2, 0]
+    assert [place.win_rate for place in response.ranking] == pytest.approx([0.75, 0.5, 0.25])
+    assert sum(place.strength for place in response.ranking) == pytest.approx(0)
+    assert [(p.index_a, p.index_b) for p in response.pairs] == [(0, 1), (0, 2), (1, 2)]
+    assert [p.probability_a for p in response.pairs] == pytest.approx([0.25, 0.25, 0.75])
+
+
+async def test_an_engine_without_logprobs_cannot_judge(
+    engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
+) -> None:
+    def refuse(prompt: Conversation, text: str) -> float:
+        raise Unsupported("this engine gives no log-probabilities")
+
+    engine.logprob = refuse
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Compare(compare())
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION

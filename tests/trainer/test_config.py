@@ -1,0 +1,192 @@
+"""Configurations: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from solon.trainer.config import (
+    RunConfig,
+    _model_in,
+    differences,
+    load_config,
+    load_run_config,
+    shipped_names,
+    to_yaml,
+)
+from solon.trainer.errors import ConfigError
+from solon.trainer.settings import Settings
+
+MINIMAL = """\
+constitution: core
+models:
+  policy: some/model
+  critic: some/model
+  judge: some/model
+  base_for_sft: some/base
+"""
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["sandbox", "sandbox-tiny"])
+def test_a_shipped_configuration_is_found_by_its_name(name: str) -> None:
+    config = load_config(name)
+    assert name in shipped_names()
+    assert config.run_dir is not None
+    assert config.run_dir.endswith(f"runs/{name}")
+
+
+def test_a_file_overrides_a_few_defaults_and_the_command_line_overrides_the_file(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, MINIMAL + "revisions: {rounds: 2, critic: {max_tokens: 7}}\n")
+    config = load_config(path, ["revisions.rounds=3", "sft.learning_rate=1e-4", "run_dir=x"])
+    assert config.revisions.rounds == 3
+    assert config.revisions.critic.max_tokens == 7
+    assert config.revisions.response.max_tokens == 256
+    assert config.sft.learning_rate == 1e-4
+    assert config.run_dir == str(Path("x").absolute())
+
+
+def test_an_override_reaches_into_lists(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "prompts: {red_team: [{source: a.txt}, {source: b.txt}]}\n")
+    config = load_config(path, ["prompts.red_team.1.count=5"])
+    assert [source.count for source in config.prompts.red_team] == [None, 5]
+
+
+def test_what_is_saved_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
+    config = load_config("sandbox", ["seed=7", "rl.kl_target=2.5"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_run_config(tmp_path) == config
+    assert load_config(str(tmp_path)).run_dir == str(tmp_path)
+
+
+def test_relative_paths_become_absolute_so_that_a_run_resumes_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, MINIMAL + "prompts: {red_team: [mine/red.txt]}\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("core", "sandbox"):
+        (tmp_path / name).mkdir()  # a name that ships means what ships
+    config = load_config(path, ["models.policy=./model", "models.judge=sandbox"])
+    assert config.models.judge == "sandbox"
+    assert config.prompts.red_team[0].source == str(tmp_path / "mine/red.txt")
+    assert config.models.policy == str(tmp_path / "model")
+    assert config.models.critic == "some/model"
+    assert config.constitution == "core"
+
+
+BROKEN = [
+    ("seed: -1\n", ["config.yml:7: seed: expected greater than or equal to 0, got -1"]),
+    ("revisions: {round: 3}\n", ["config.yml:7: revisions.round: unknown key", "'rounds'"]),
+    ("revisions:\n  rounds: 99\n", ["config.yml:8: revisions.rounds:", "99", "1 to 16"]),
+    ("revisions:\n  rounds: many\n", ["revisions.rounds: expected a whole number, got 'many'"]),
+    ("rl: {clip: -1}\n", ["config.yml:7: rl.clip: expected greater than 0, got -1"]),
+    ("sft: 3\n", ["config.yml:7: sft: expected a mapping of keys to values, got 3"]),
+    ("sft: {batch_size: 10, micro_batch_size: 3}\n", ["config.yml:7: sft:", "divisor", "3"]),
+    ("preferences: {principles: most}\n", ["config.yml:7: preferences.principles:", "'most'"]),
+    ("prompts: {red_team: ['sandbox:harmful']}\n", ["prompts.red_team[0]", "set count"]),
+    (
+        "prompts: {red_team: [{source: 'sandbox:evil', count: 3}]}\n",
+        ["prompts.red_team[0]:", "sandbox:sounds_dangerous", "'sandbox:evil'"],
+    ),
+    (
+        "evaluate: {ground_truth: sandbox}\nprompts: {evaluation: {harmful: [x.txt]}}\n",
+        ["prompts.evaluation.harmful", "evaluate.ground_truth=null"],
+    ),
+    ("seed: 1\nseed: 2\n", ["config.yml:8: key 'seed' was given before, at", "config.yml:7"]),
+    ("seed: [1\n", ["config.yml:8: not valid YAML"]),
+    ("7: x\n", ["config.yml:7: expected a text key, got 7"]),
+]
+
+
+@pytest.mark.parametrize(("extra", "expected"), BROKEN)
+def test_a_broken_file_is_refused_with_its_line_key_value_and_fix(
+    tmp_path: Path, extra: str, expected: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL + extra))
+    for text in expected:
+        assert text in str(caught.value)
+
+
+BROKEN_OVERRIDES = [
+    ("rounds", "expected key.path=value, got 'rounds'"),
+    ("=3", "expected key.path=value, got '=3'"),
+    ("seed=x", "command line: seed: expected a whole number, got 'x'"),
+    ("revisions.round=3", "command line: revisions.round: unknown key; did you mean 'rounds'?"),
+    ("seed.deeper=3", "command line: seed.deeper: seed is 5, which has no keys"),
+    ("prompts.red_team.4.count=1", "is a list of 1; expected an index from 0 to 0, got '4'"),
+    ("seed=[1", "command line: seed: not a YAML value: '[1'"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "expected"), BROKEN_OVERRIDES)
+def test_a_broken_override_is_said_to_come_from_the_command_line(
+    tmp_path: Path, assignment: str, expected: str
+) -> None:
+    path = write(tmp_path, MINIMAL + "seed: 5\nprompts: {red_team: [x.txt]}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [assignment])
+    assert expected in str(caught.value)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, MINIMAL + "seed: -1\nsft: {epochs: 0}\n"), ["rl.clip=0"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_missing_key_is_named_with_what_it_is_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"models.policy: expected a value, .*The helpful model"):
+        load_config(write(tmp_path, "constitution: core\nmodels: {critic: x, judge: x}\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("sandbx", "Did you mean 'sandbox'?"), ("no/such.yaml", "'no/such.yaml' does not exist")],
+)
+def test_an_unknown_configuration_is_refused_with_those_that_exist(
+    name: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    assert expected in str(caught.value)
+    assert "sandbox" in str(caught.value)
+
+
+def test_only_what_changes_a_result_counts_as_a_difference() -> None:
+    before = load_config("sandbox")
+    operational = ["services.in_flight=1", "store.part_records=1", "run_dir=/x"]
+    limit = "preferences.max_no_verdict_share=0.9"
+    after = load_config("sandbox", [*operational, limit, "revisions.rounds=2"])
+    assert differences(before, after) == ["revisions.rounds: 4 -> 2"]
+
+
+def test_every_key_is_documented() -> None:
+    def check(model: type[Settings], path: str) -> None:
+        for name, field in model.model_fields.items():
+            assert field.description, f"{path}{name} has no docstring"
+            inner = _model_in(field.annotation)
+            if inner is not None:
+                assert issubclass(inner, Settings)
+                check(inner, f"{path}{name}.")
+
+    check(RunConfig, "")
+
+
+def test_reading_a_configuration_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from solon.trainer.config import load_config; load_config('sandbox');"
+        "heavy = {'torch', 'transformers', 'grpc', 'pyarrow', 'vllm', 'rich'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,350 @@
+"""The coordinator against real service processes that run the scripted engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from solon.constitution import load, resolve
+from solon.trainer.cli import main
+from solon.trainer.schemas import PREFERENCES, REVISIONS
+from solon.trainer.state import RunState
+from solon.trainer.store import RunDirectory
+
+ROLES = ("policy", "critic", "judge")
+RED, HELPFUL = 40, 10
+TIMINGS = ("queue", "inference", "cached_tokens")
+"""What may differ between two runs of the same seed."""
+
+
+def serve(role: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    ready = folder / f"{role}.json"
+    constitutions = () if role == "policy" else ("--constitution", "core")
+    arguments = (
+        *(sys.executable, "-m", f"solon.{role}.server", "--engine", "scripted"),
+        *("--model", "scripted", "--ready-file", str(ready), *constitutions),
+        *("--settle-seconds", "0", "--engine-option", "latency=0.01"),
+    )
+    with (folder / f"{role}.log").open("wb") as log:
+        return subprocess.Popen(arguments, stderr=log), ready
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Three services for all tests of this file."""
+    folder = tmp_path_factory.mktemp("services")
+    started = {role: serve(role, folder) for role in ROLES}
+    found = {}
+    for role, (process, ready) in started.items():
+        while not ready.exists():
+            assert process.poll() is None, (folder / f"{role}.log").read_text()
+            time.sleep(0.02)
+        found[role] = f"127.0.0.1:{json.loads(ready.read_text())['port']}"
+    yield found
+    for process, _ in started.values():
+        process.terminate()
+    for process, _ in started.values():
+        process.wait(20)
+
+
+@pytest.fixture
+def config(tmp_path: Path, addresses: dict[str, str]) -> Path:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    for name, count in (("red", RED), ("helpful", HELPFUL), ("held", 6)):
+        lines = [json.dumps({"prompt": f"{name} number {n}?"}) for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    settings = {
+        "constitution": "core",
+        "run_dir": str(tmp_path / "run"),
+        "models": dict.fromkeys(("policy", "critic", "judge", "base_for_sft"), str(model)),
+        "services": {role: {"address": address} for role, address in addresses.items()}
+        | {"in_flight": 8},
+        "store": {"part_records": 5},
+        "prompts": {
+            "red_team": [f"{tmp_path}/red.jsonl"],
+            "helpfulness": [f"{tmp_path}/helpful.jsonl"],
+            "preferences": [f"{tmp_path}/red.jsonl", f"{tmp_path}/helpful.jsonl"],
+            "evaluation": {"harmful": [f"{tmp_path}/held.jsonl"]},
+        },
+        "revisions": {"rounds": 3},
+        "preferences": {"responses": 3, "pairs": 2, "test_share": 0.3},
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def pretend_trained(run: Path, *stages: str) -> None:
+    """Leave what the training stages would have left."""
+    state = RunState(RunDirectory(str(run)))
+    for stage, model in (("sft", "sl"), ("rl", "rl")):
+        if stage in stages:
+            folder = run / "models" / model
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
+            (folder / "model.safetensors").write_bytes(stage.encode())
+            state.finish(stage, 1.0, {"weight_version": f"{model}-0123456789ab"})  # type: ignore[arg-type]
+
+
+COMMAND = "import sys; from solon.trainer.cli import main; sys.exit(main(sys.argv[1:]))"
+SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000));"
+
+
+def start(*arguments: str | Path, before: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", before + COMMAND, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def parts_in(run: Path) -> list[Path]:
+    return list((run / "revisions").glob("part-*.parquet"))
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMINGS}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def records(run: Path, folder: str, schema: pa.Schema) -> list[Any]:
+    return [timeless(row) for row in RunDirectory(str(run)).parts(folder, schema).records()]
+
+
+def test_every_revision_can_be_traced_to_its_principle(config: Path, tmp_path: Path) -> None:
+    assert main(["revisions", str(config)]) == 0
+    run = tmp_path / "run"
+    constitution = load(resolve("core"))
+    rows = records(run, "revisions", REVISIONS)
+    assert len(rows) == RED + HELPFUL
+    for row in rows:
+        assert row["policy"]["weight_version"] == "initial"
+        if row["kind"] == "helpfulness":
+            assert row["rounds"] == []
+            continue
+        assert [made["round"] for made in row["rounds"]] == [1, 2, 3]
+        assert row["constitution_digest"] == constitution.digest
+        assert {made["principle_id"] for made in row["rounds"]} <= {
+            principle.id for principle in constitution.for_revision
+        }
+    used = {made["principle_id"] for row in rows for made in row["rounds"]}
+    assert len(used) > 1
+    examples = pq.read_table(run / "export/sft/train.parquet").to_pylist()
+    assert len(examples) == 3 * RED + HELPFUL
+    assert {example["round"] for example in examples} == {0, 1, 2, 3}
+    assert examples[0]["completion"][0]["role"] == "assistant"
+
+
+def test_pairs_are_labelled_softly_in_both_orders_by_every_principle(
+    config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert main(["revisions", str(config)]) == 0
+    pretend_trained(run, "sft")
+    assert main(["preferences", str(run)]) == 0
+    rows = records(run, "preferences", PREFERENCES)
+    assert len(rows) == RED + HELPFUL
+    principles = len(load(resolve("core")).for_comparison)
+    for row in rows:
+        assert row["policy"]["weight_version"] == "sl-0123456789ab"
+        for comparison in row["comparisons"]:
+            assert len(comparison["principles"]) == principles
+            assert all(len(verdict["orders"]) == 2 for verdict in comparison["principles"])
+    exported = [
+        pair
+        for split in ("train", "test")
+        for pair in pq.read_table(run / f"export/preferences/{split}.parquet").to_pylist()
+    ]
+    assert len(exported) == sum(len(row["comparisons"]) for row in rows)
+    assert all(0.5 <= pair["probability"] <= 1 for pair in exported)
+    assert all(pair["chosen"] != pair["rejected"] for pair in exported)
+
+
+def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(
+    config: Path, tmp_path: Path
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert main(["revisions", str(config), "--run", str(straight)]) == 0
+    dice = random.Random(11)
+    kills = 0
+    while not (broken / "state.json").exists():
+        process = start("revisions", config, "--run", broken)
+        target = len(parts_in(broken)) + dice.randint(2, 5)
+        while process.poll() is None and len(parts_in(broken)) < target:
+            time.sleep(dice.uniform(0, 0.02))
+        process.kill()
+        _, said = process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL), said
+    assert RunState(RunDirectory(str(broken))).is_done("revisions")
+    assert kills > 0
+    assert records(broken, "revisions", REVISIONS) == records(straight, "revisions", REVISIONS)
+    ours, theirs = (run / "export/sft/train.parquet" for run in (broken, straight))
+    assert pq.read_table(ours).equals(pq.read_table(theirs))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
+    process = start("revisions", config)
+    folder = tmp_path / "run" / "revisions"
+    while not folder.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert f"Go on with: solon revisions {config}" in said
+    assert "Traceback" not in said
+    before = records(tmp_path / "run", "revisions", REVISIONS)
+    assert before
+    assert main(["revisions", str(config)]) == 0
+    after = records(tmp_path / "run", "revisions", REVISIONS)
+    assert [row for row in after if row["id"] in {old["id"] for old in before}] == before
+
+
+def test_a_finished_stage_is_not_repeated(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["revisions", str(config)]) == 0
+    part = next((tmp_path / "run" / "revisions").iterdir())
+    written = part.stat().st_mtime_ns
+    assert main(["revisions", str(tmp_path / "run")]) == 0
+    assert "revisions: done before" in capsys.readouterr().err
+    assert part.stat().st_mtime_ns == written
+
+
+def test_on_a_terminal_a_bar_shows_how_far_the_stage_is(config: Path) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "revisions", str(config)],
+        stderr=follower,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(follower)
+    shown = b""
+    while chunk := read_terminal(leader):
+        shown += chunk
+    os.close(leader)
+    assert process.wait() == 0, shown.decode()
+    assert f"{RED + HELPFUL}/{RED + HELPFUL}" in shown.decode()
+    assert "/s" in shown.decode()
+
+
+def read_terminal(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:
+        # Linux says so, rather than end of file, once the other side is closed
+        return b""
+
+
+def test_without_ground_truth_the_models_are_compared_and_it_is_said(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["revisions", str(config)]) == 0
+    pretend_trained(run, "sft", "rl")
+    assert main(["evaluate", str(run)]) == 0
+    assert "the judge's opinion" in capsys.readouterr().err
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["ground_truth"] is None
+    assert set(found["models"]) == {"base", "sl", "rl"}
+    assert set(found["models"]["rl"]) == {"preferred_to_base", "preferred_to_sl"}
+    assert found["judge"]["accuracy"] is None
+    responses = [
+        row
+        for part in (run / "evaluation" / "responses").iterdir()
+        for row in pq.read_table(part).to_pylist()
+    ]
+    assert {row["policy"]["weight_version"] for row in responses} == {
+        "initial",
+        "sl-0123456789ab",
+        "rl-0123456789ab",
+    }
+
+
+def test_a_model_that_was_trained_since_is_evaluated_and_the_others_are_not_again(
+    config: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert main(["evaluate", str(config)]) == 0
+    assert set(json.loads((run / "evaluation.json").read_text())["models"]) == {"base"}
+    first = sorted((run / "evaluation" / "responses").iterdir())
+    pretend_trained(run, "sft")
+    assert main(["evaluate", str(run)]) == 0
+    assert set(json.loads((run / "evaluation.json").read_text())["models"]) == {"base", "sl"}
+    later = sorted((run / "evaluation" / "responses").iterdir())[len(first) :]
+    assert {row["model"] for part in later for row in pq.read_table(part).to_pylist()} == {"sl"}
+
+
+def test_a_judge_that_cannot_decide_stops_the_run_instead_of_making_labels(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, unsure = tmp_path / "run", "preferences.min_option_mass=1.0"
+    assert main(["revisions", str(config), unsure]) == 0
+    pretend_trained(run, "sft")
+    assert main(["preferences", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert "low_option_mass out of" in said
+    assert "preferences.max_no_verdict_share = 0.05" in said
+    assert main(["preferences", str(run), "preferences.max_no_verdict_share=1.0"]) == 1
+    assert "nothing to train on" in capsys.readouterr().err
+    comparisons = [
+        pair for row in records(run, "preferences", PREFERENCES) for pair in row["comparisons"]
+    ]
+    assert {pair["probability_a"] for pair in comparisons} == {None}
+
+
+def test_a_full_disk_ends_the_stage_in_one_message_and_space_lets_it_finish(
+    config: Path, tmp_path: Path
+) -> None:
+    whole = "store.part_records=1000"
+    process = start("revisions", config, whole, before=SMALL_FILES)
+    _, said = process.communicate()
+    assert process.returncode == 2, said
+    assert "part-000000.parquet: could not be written: the file would exceed" in said
+    assert "Traceback" not in said
+    assert parts_in(tmp_path / "run") == []
+    assert main(["revisions", str(config), whole]) == 0
+    assert len(records(tmp_path / "run", "revisions", REVISIONS)) == RED + HELPFUL
+
+
+def test_services_that_the_run_starts_may_be_killed_in_the_middle(
+    config: Path, tmp_path: Path
+) -> None:
+    own = [
+        f"services.{role}={{engine: scripted, engine_options: {{latency: '0.05'}}}}"
+        for role in ROLES
+    ]
+    run = tmp_path / "run"
+    assert main(["revisions", str(config)]) == 0
+    pretend_trained(run, "sft")
+    process = start("preferences", run, *own)
+    folder = run / "preferences"
+    while not folder.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    for pid in children_of(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    rows = records(run, "preferences", PREFERENCES)
+    assert len(rows) == RED + HELPFUL
+    assert {row["policy"]["weight_version"] for row in rows} == {"sl-0123456789ab"}
+
+
+def children_of(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in listed.split()]

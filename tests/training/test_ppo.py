@@ -1,0 +1,251 @@
+"""PPO as a whole, on a tiny Llama: padding, resume, early stop, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.loop import PPO
+from solon.trainer.ppo.rollout import Policy, Samples, ValueNetwork, response_values, sample
+from solon.trainer.ppo.update import Experience, Learner, update
+
+PROMPTS = [[2, 7, 9, 3], [2, 5, 3], [2, 8, 8, 12, 20, 3], [2, 6, 3], [2, 11, 4, 3]]
+LIKED = 9
+MakeLm = Callable[..., PreTrainedModel]
+
+
+def liked_share(prompt_rows: Sequence[int], samples: Samples) -> Tensor:
+    """The share of LIKED among a response's tokens."""
+    T = samples.ids_BT.shape[1]
+    position_BT = torch.arange(T).expand(len(samples.ids_BT), T)
+    in_response_BT = (position_BT >= samples.prompt_lengths_B[:, None]) & (
+        position_BT < samples.lengths_B[:, None]
+    )
+    liked_B = ((samples.ids_BT == LIKED) & in_response_BT).sum(dim=1)
+    return liked_B / samples.response_lengths_B
+
+
+def value_network(lm: PreTrainedModel, *, train_trunk: bool = True) -> ValueNetwork:
+    torch.manual_seed(2)
+    config = type(lm.config)(**lm.config.to_dict() | {"num_labels": 1})
+    reward = AutoModelForSequenceClassification.from_config(config)
+    return ValueNetwork(reward, mean=0.0, std=1.0, train_trunk=train_trunk)
+
+
+def make_ppo(make_lm: MakeLm, **changes: Any) -> PPO:
+    settings: dict[str, Any] = {
+        "episodes": 640,
+        "batch_size": 32,
+        "minibatches": 2,
+        "micro_batch_size": 8,
+        "max_response_tokens": 8,
+        "learning_rate": 1e-2,
+        "value_learning_rate": 1e-2,
+        "kl_coefficient": 0.01,
+        "truncation_penalty": 0.0,
+    }
+    config = PPOConfig(**(settings | changes))
+    return PPO(
+        config,
+        policy=Policy(make_lm()),
+        reference=Policy(make_lm()),
+        value=value_network(make_lm(), train_trunk=config.value_network == "full"),
+        reward=liked_share,
+        prompts=PROMPTS,
+        stop_ids=[1],
+        pad_id=0,
+        seed=11,
+        accelerator=Accelerator(cpu=True),
+    )
+
+
+def weights(*networks: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": tensor.clone()
+        for index, network in enumerate(networks)
+        for name, tensor in network.state_dict().items()
+    }
+
+
+@pytest.fixture
+def experience(make_lm: MakeLm) -> Experience:
+    lm = make_lm()
+    samples = sample(
+        lm, PROMPTS * 3, max_tokens=9, temperature=1.0, stop_ids=[1, 5], pad_id=0,
+        generator=torch.Generator().manual_seed(4),
+    )  # fmt: skip
+    values_BR, _ = response_values(value_network(lm), samples, micro_batch_size=4)
+    torch.manual_seed(5)
+    noise_BR = torch.randn(2, *values_BR.shape) * samples.mask_BR
+    return Experience(
+        samples=samples,
+        values_BR=values_BR,
+        features_BRH=None,
+        advantages_BR=noise_BR[0],
+        returns_BR=noise_BR[1],
+    )
+
+
+def updated(
+    make_lm: MakeLm, experience: Experience, **changes: Any
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Metrics and weights after plain gradient steps, which show the gradients themselves."""
+    policy, value = Policy(make_lm()), value_network(make_lm())
+    learner = Learner(
+        accelerator=Accelerator(cpu=True),
+        policy=policy,
+        value=value,
+        policy_optimizer=torch.optim.SGD(policy.parameters(), lr=0.1),
+        value_optimizer=torch.optim.SGD(value.parameters(), lr=0.1),
+    )
+    settings: dict[str, Any] = {"batch_size": 15, "minibatches": 3, "micro_batch_size": 15}
+    config = PPOConfig(**(settings | changes))
+    metrics = update(learner, experience, config, torch.Generator().manual_seed(6))
+    return metrics, weights(policy, value)
+
+
+def assert_same(
+    one: tuple[dict[str, float], dict[str, Tensor]], two: tuple[dict[str, float], dict[str, Tensor]]
+) -> None:
+    assert one[0] == pytest.approx(two[0], rel=1e-5, abs=1e-6)
+    for name, tensor in one[1].items():
+        torch.testing.assert_close(tensor, two[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_further_padding_changes_no_metric_and_no_gradient(
+    make_lm: MakeLm, experience: Experience
+) -> None:
+    samples = experience.samples
+
+    def wider(values: Tensor, filling: float) -> Tensor:
+        return nn.functional.pad(values, (0, 7), value=filling)
+
+    padded = Experience(
+        samples=dataclasses.replace(
+            samples, ids_BT=wider(samples.ids_BT, 3), logprobs_BR=wider(samples.logprobs_BR, -5.0)
+        ),
+        values_BR=wider(experience.values_BR, 4.0),
+        features_BRH=None,
+        advantages_BR=wider(experience.advantages_BR, 2.0),
+        returns_BR=wider(experience.returns_BR, -3.0),
+    )
+    assert_same(updated(make_lm, experience), updated(make_lm, padded))
+
+
+def test_micro_batches_change_no_metric_and_no_gradient(
+    make_lm: MakeLm, experience: Experience
+) -> None:
+    whole = updated(make_lm, experience)
+    assert_same(whole, updated(make_lm, experience, micro_batch_size=2))
+    before = weights(Policy(make_lm()), value_network(make_lm()))
+    assert any(not torch.equal(before[name], tensor) for name, tensor in whole[1].items())
+
+
+def test_the_first_step_sees_the_policy_that_sampled(
+    make_lm: MakeLm, experience: Experience
+) -> None:
+    metrics, _ = updated(make_lm, experience)
+    assert 0 <= metrics["mismatch_kl"] < 1e-9
+    assert metrics["policy/approxkl_avg"] > 1e-6
+
+
+def test_an_update_ends_before_it_goes_too_far(make_lm: MakeLm, experience: Experience) -> None:
+    free, _ = updated(make_lm, experience, epochs=4)
+    assert free["val/steps"] == 12
+    bounded, _ = updated(make_lm, experience, epochs=4, max_update_kl=1e-5)
+    # one step is made, and the next finds the policy too far away
+    assert bounded["val/steps"] == 2
+
+
+@pytest.mark.parametrize("value_network", ["full", "head"])
+def test_ppo_learns_what_is_rewarded(make_lm: MakeLm, value_network: str) -> None:
+    ppo = make_ppo(make_lm, value_network=value_network)
+    rows = [ppo.step() for _ in range(ppo.config.batches)]
+    first, last = rows[0], rows[-1]
+    assert first["objective/scores"] < 0.1
+    assert last["objective/scores"] > 0.5
+    assert last["objective/kl"] > first["objective/kl"]
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert last["episode"] == 640
+    assert last["val/explained_variance"] > 0.1
+
+
+def test_the_kl_penalty_keeps_the_policy_close(make_lm: MakeLm) -> None:
+    def last_kl(coefficient: float) -> float:
+        ppo = make_ppo(make_lm, kl_coefficient=coefficient, episodes=256)
+        return [ppo.step() for _ in range(8)][-1]["objective/kl"]
+
+    assert last_kl(1.0) < 0.5 * last_kl(0.0)
+
+
+def test_a_frozen_trunk_stays_as_it_was(make_lm: MakeLm) -> None:
+    ppo = make_ppo(make_lm, value_network="head")
+    trunk, head = weights(ppo.value.trunk), weights(ppo.value.head)
+    ppo.step()
+    assert all(torch.equal(trunk[name], t) for name, t in weights(ppo.value.trunk).items())
+    assert not any(torch.equal(head[name], t) for name, t in weights(ppo.value.head).items())
+
+
+@pytest.mark.parametrize("value_network", ["full", "head"])
+def test_the_batch_after_a_resume_is_bit_identical(
+    make_lm: MakeLm, tmp_path: Path, value_network: str
+) -> None:
+    changes = {"kl_target": 1.0, "kl_horizon": 100, "value_network": value_network}
+    one = make_ppo(make_lm, **changes)
+    for _ in range(2):
+        one.step()
+    one.save(tmp_path / "saved")
+    torch.manual_seed(99)  # what a resumed process has is not what the first one had
+    two = make_ppo(make_lm, **changes)
+    two.load(tmp_path / "saved")
+    assert two.batches_done == 2
+    found, expected = two.step(lambda: 0.0), one.step(lambda: 0.0)
+    assert found == expected
+    assert expected["objective/kl_coefficient"] != 0.01, "should have adapted"
+    ours, theirs = weights(two.policy, two.value), weights(one.policy, one.value)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_every_prompt_is_used_once_before_any_is_used_again(make_lm: MakeLm) -> None:
+    seen: list[int] = []
+
+    def constant(prompt_rows: Sequence[int], samples: Samples) -> Tensor:
+        seen.extend(prompt_rows)
+        return torch.zeros(len(prompt_rows))
+
+    ppo = make_ppo(make_lm, batch_size=4, minibatches=1, episodes=20)
+    ppo._reward = constant
+    for _ in range(5):
+        ppo.step()
+    passes = [seen[start : start + 5] for start in range(0, 20, 5)]
+    assert all(sorted(rows) == [0, 1, 2, 3, 4] for rows in passes)
+    assert len({tuple(rows) for rows in passes}) > 1
+
+
+def test_a_cut_response_pays_the_penalty(make_lm: MakeLm) -> None:
+    def score(penalty: float) -> dict[str, float]:
+        ppo = make_ppo(make_lm, truncation_penalty=penalty, max_response_tokens=2)
+        return ppo.step(lambda: 0.0)
+
+    free, paid = score(0.0), score(2.0)
+    cut = 1 - free["val/num_eos_tokens"] / 32
+    assert cut > 0.5
+    assert paid["objective/scores"] == pytest.approx(free["objective/scores"] - 2 * cut, abs=1e-5)
+
+
+def test_no_prompts_are_refused(make_lm: MakeLm) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        PPO(
+            PPOConfig(), policy=Policy(make_lm()), reference=Policy(make_lm()),
+            value=value_network(make_lm()), reward=liked_share, prompts=[], stop_ids=[1],
+            pad_id=0, seed=0,
+        )  # fmt: skip

@@ -1,0 +1,185 @@
+"""The ``solon`` command: run, resume, check, one stage at a time.
+
+Exit codes: 0 done; 2 something the user can put right, said in one message; 1 a failure or a
+defect; 130 ended by Ctrl-C. Imports nothing but the standard library until a command needs more,
+so that ``--help`` is instant. Knows nothing of how a stage works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from solon.trainer.config import RunConfig
+    from solon.trainer.console import RunConsole
+    from solon.trainer.pipeline import Pipeline
+    from solon.trainer.state import Stage
+
+_STAGES = {
+    "revisions": "answer red-team prompts, critique and revise the answers",
+    "sft": "fine-tune the base model on the revisions",
+    "preferences": "have the judge compare pairs of the fine-tuned model's answers",
+    "reward": "train the preference model on the judge's labels",
+    "rl": "reinforcement learning against the preference model",
+    "evaluate": "measure every model of the run on held-out prompts",
+}
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    for extra in rest:
+        # argparse takes no positional arguments after an option; overrides may come anywhere
+        if extra.startswith("-") or "=" not in extra:
+            parser.error(f"unrecognized argument {extra!r}; expected key.path=value")
+        options.overrides.append(extra)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print(_how_to_go_on(options, "interrupted"), file=sys.stderr)
+        return _INTERRUPTED
+    except asyncio.CancelledError:
+        print(_how_to_go_on(options, "ended by SIGTERM"), file=sys.stderr)
+        return _TERMINATED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="solon",
+        description="Constitutional AI: a harmless model from a helpful one and a constitution.",
+        epilog="Start with `solon run sandbox`: a few minutes on two cores, no GPU, no network.",
+    )
+    parser.add_argument("--version", action="version", version=f"solon {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", allow_abbrev=False, help="run all stages, or go on with a run")
+    _add_common(run, "a shipped name (sandbox), a YAML file, or a run directory")
+    run.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    for stage, purpose in _STAGES.items():
+        one = commands.add_parser(stage, allow_abbrev=False, help=f"one stage: {purpose}")
+        _add_common(one, "a run directory, or what `solon run` takes")
+    check = commands.add_parser(
+        "check", allow_abbrev=False, help="check a configuration and all it names; run nothing"
+    )
+    _add_common(check, "a shipped name, a YAML file, or a run directory")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("config", metavar="CONFIG", help=what)
+    parser.add_argument(
+        "overrides", metavar="key.path=value", nargs="*", default=[], help="override a value"
+    )
+    parser.add_argument("--run", metavar="DIR", help="the run directory: a path or an fsspec URL")
+
+
+def _version() -> str:
+    try:
+        return version("solon")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        return _explained(options)
+    except ModuleNotFoundError as error:
+        if (error.name or "solon").partition(".")[0] == "solon":
+            raise
+        missing = f"the package {error.name!r} is not installed"
+        print(f'solon: error: {missing}; pip install "solon[local]"', file=sys.stderr)
+        return 2
+
+
+def _explained(options: argparse.Namespace) -> int:
+    from solon.trainer import failures  # noqa: PLC0415
+
+    try:
+        return _command(options)
+    except failures.EXPECTED as error:
+        print(f"solon: error: {failures.explain(error)}", file=sys.stderr)
+        return failures.exit_code(error)
+
+
+def _command(options: argparse.Namespace) -> int:
+    from solon.trainer.config import absolute_run_dir, load_config  # noqa: PLC0415
+    from solon.trainer.console import RunConsole  # noqa: PLC0415
+
+    config = load_config(options.config, options.overrides)
+    if options.run:
+        config = config.model_copy(update={"run_dir": absolute_run_dir(options.run)})
+    console = RunConsole()
+    if options.command == "check":
+        return _check(config, console)
+    if options.command == "run":
+        return asyncio.run(_stages(config, console, None, resume=options.resume))
+    return asyncio.run(_stages(config, console, options.command, resume=True))
+
+
+def _check(config: RunConfig, console: RunConsole) -> int:
+    from solon.constitution import load, resolve  # noqa: PLC0415
+    from solon.trainer.plan import check_inputs, estimate, read_prompts  # noqa: PLC0415
+    from solon.trainer.state import STAGES  # noqa: PLC0415
+
+    constitution = load(resolve(config.constitution))
+    check_inputs(config, constitution)
+    prompts = read_prompts(config, STAGES)
+    for line in estimate(config, constitution, prompts, STAGES):
+        console.say(line)
+    console.say(f"{config.constitution}: {len(constitution.principles)} principles. All is well.")
+    return 0
+
+
+async def _stages(
+    config: RunConfig, console: RunConsole, stage: Stage | None, *, resume: bool
+) -> int:
+    from solon.trainer.pipeline import Pipeline  # noqa: PLC0415
+    from solon.trainer.session import open_session  # noqa: PLC0415
+    from solon.trainer.state import STAGES  # noqa: PLC0415
+
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with open_session(config, resume=resume) as session:
+        pipeline = Pipeline(session, console)
+        await pipeline.run(STAGES if stage is None else (stage,))
+        if pipeline.state.is_done("evaluate"):
+            _show_result(pipeline, console)
+    return 0
+
+
+def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
+    from solon.trainer.console import judge_sentence, models_table, times_sentence  # noqa: PLC0415
+    from solon.trainer.stages.evaluate import RESULT_NAME  # noqa: PLC0415
+    from solon.trainer.state import STAGES  # noqa: PLC0415
+
+    evaluation = pipeline.session.run.read_json(RESULT_NAME)
+    if any(evaluation["models"].values()):
+        console.result(models_table(evaluation))
+    console.result(judge_sentence(evaluation))
+    console.result(times_sentence({stage: pipeline.state.seconds(stage) for stage in STAGES}))
+    root = pipeline.session.run.url
+    console.result(f"Models: {root}/models  Figures: {root}/{RESULT_NAME}")
+    console.result(f"Records: {root}/revisions, {root}/preferences, {root}/evaluation")
+
+
+def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
+    where = f" --run {options.run}" if options.run else ""
+    overrides = "".join(f" {text}" for text in options.overrides)
+    if options.command == "run":
+        again = f"solon run {options.config}{overrides}{where} --resume"
+    else:
+        again = f"solon {options.command} {options.config}{overrides}{where}"
+    return f"solon: {why}; all that was finished is kept. Go on with: {again}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

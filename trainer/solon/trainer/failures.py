@@ -1,0 +1,42 @@
+"""The failures that end the ``solon`` command with a message instead of a traceback.
+
+Knows nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+from solon.client.errors import ServerError, SolonError
+from solon.constitution import ConstitutionError
+from solon.trainer.errors import TrainerError
+from solon.trainer.launch.errors import LaunchError
+
+EXPECTED = (TrainerError, ConstitutionError, LaunchError, SolonError)
+"""Everything else is a defect, and shows its traceback."""
+
+_ADVICE = {
+    "CONTEXT_EXCEEDED": "lower max_tokens in the configuration, or shorten the prompts",
+    "UNAVAILABLE": "when the service is up again, go on with --resume",
+    "NOT_SERVING": "when the service is up again, go on with --resume",
+    "ENGINE_FAILED": "the service's log, in the run's logs/, says more",
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for what the user can put right, 1 for all else."""
+    if isinstance(error, TrainerError):
+        return error.exit_code
+    if isinstance(error, LaunchError):
+        return 2 if error.user_error else 1
+    if isinstance(error, ServerError):
+        return 1
+    return 2
+
+
+def explain(error: BaseException) -> str:
+    """The message, with what to do where the error itself does not say it."""
+    text = str(error)
+    if isinstance(error, SolonError):
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+        advice = _ADVICE.get(error.reason or error.code.name)
+        text = f"a service refused or failed: {text}{notes}" + (f"; {advice}" if advice else "")
+    return text

@@ -1,0 +1,285 @@
+"""The three services as a run sees them: connected, checked, with the weights that it means.
+
+Starts on this machine whatever the configuration gives no address for. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from solon.chat import Conversation
+from solon.client import (
+    ControlClient,
+    CriticClient,
+    Generated,
+    JudgeClient,
+    PolicyClient,
+    Sampling,
+    ServerInfo,
+)
+from solon.client.base import ServiceClient
+from solon.client.errors import (
+    FailedPrecondition,
+    Unavailable,
+    UnexpectedStatus,
+    WeightVersionMismatch,
+)
+from solon.constitution import Constitution, resolve
+from solon.trainer import inline
+from solon.trainer.config import RunConfig, model_source
+from solon.trainer.errors import ServiceError
+from solon.trainer.launch.local import LocalServices, Patience, Role, ServiceSpec
+from solon.trainer.stages.settings import ServiceConfig
+from solon.v1 import common_pb2
+
+Result = TypeVar("Result")
+
+INITIAL = "initial"
+"""What a service calls the weights that it was started with, unless told otherwise."""
+_MOST_UPDATES = 20
+"""Of the weights, for one call: a service that is restarted comes back with its first weights."""
+_STOP_AT_ONCE = ("--settle-seconds", "0", "--drain-seconds", "2")
+"""Nobody else calls a service that the run started, so at the end nobody is waited for."""
+_CLIENTS: dict[Role, type[ServiceClient]] = {
+    "policy": PolicyClient,
+    "critic": CriticClient,
+    "judge": JudgeClient,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """The weights that a request is meant for."""
+
+    version: str
+    path: str
+    """Directory in Hugging Face format, as the policy service sees it."""
+
+
+class Policy:
+    """The policy service, always with the weights that a caller asks for."""
+
+    def __init__(self, client: PolicyClient, control: ControlClient, timeout: float) -> None:
+        """``timeout``: seconds that loading weights may take."""
+        self._client = client
+        self._control = control
+        self._timeout = timeout
+        self._loading = asyncio.Lock()
+
+    async def generate(
+        self, conversation: Conversation, *, weights: Weights, sampling: Sampling, n: int = 1
+    ) -> Generated:
+        """Answer n times with exactly these weights, which are loaded first if need be.
+
+        Raises:
+            ServiceError: The weights cannot be loaded.
+            SolonError: The call failed.
+        """
+        for _ in range(_MOST_UPDATES):
+            try:
+                return await self._client.generate(
+                    conversation, sampling=sampling, n=n, weight_version=weights.version
+                )
+            except WeightVersionMismatch:
+                await self.load(weights)
+        raise ServiceError(
+            f"the policy service at {self._client.address} did not keep weights "
+            f"{weights.version!r} after {_MOST_UPDATES} updates; is another run using it?"
+        )
+
+    async def load(self, weights: Weights) -> None:
+        """Make the service use these weights; nothing if it does already.
+
+        Raises:
+            ServiceError: It cannot; the text says why.
+        """
+        async with self._loading:
+            if (await self._control.get_load()).weight_version == weights.version:
+                return
+            try:
+                await self._control.update_weights(
+                    weights.path, weights.version, timeout=self._timeout
+                )
+            except FailedPrecondition as error:
+                raise ServiceError(
+                    f"the policy service at {self._client.address} could not load "
+                    f"{weights.path!r}: {error}; the service must be able to read that path, and "
+                    "its engine to replace weights"
+                ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connected:
+    """One service that answers."""
+
+    client: Any
+    address: str
+    info: ServerInfo
+    constitution: common_pb2.ConstitutionSource
+    """How to name the run's constitution to it."""
+
+
+class Fleet:
+    """Services that serve while ``open_fleet``'s block runs."""
+
+    def __init__(
+        self, connected: dict[Role, Connected], policy: Policy | None, local: LocalServices | None
+    ) -> None:
+        """See ``open_fleet``."""
+        self._connected = connected
+        self._policy = policy
+        self._local = local
+
+    @property
+    def policy(self) -> Policy:
+        """The model that is trained."""
+        assert self._policy is not None, "the stage did not ask for the policy"
+        return self._policy
+
+    def critic(self) -> CriticClient:
+        """The client of the critic."""
+        client = self._connected["critic"].client
+        assert isinstance(client, CriticClient)
+        return client
+
+    def judge(self) -> JudgeClient:
+        """The client of the judge."""
+        client = self._connected["judge"].client
+        assert isinstance(client, JudgeClient)
+        return client
+
+    def info(self, role: Role) -> ServerInfo:
+        """What the service said of itself when the run connected."""
+        return self._connected[role].info
+
+    @property
+    def base_version(self) -> str:
+        """What the policy service calls the weights of the helpful model."""
+        info = self.info("policy")
+        # an engine that cannot change its weights has them under whatever name it gives
+        return INITIAL if info.supports_weight_update else info.weight_version
+
+    def constitution(self, role: Role) -> common_pb2.ConstitutionSource:
+        """How to name the run's constitution to a service."""
+        return self._connected[role].constitution
+
+    async def guard(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The work's result, unless a local service is given up meanwhile.
+
+        Raises:
+            LaunchError: A service crashed too often; the work was cancelled.
+        """
+        return await work if self._local is None else await self._local.guard(work)
+
+
+@asynccontextmanager
+async def open_fleet(
+    config: RunConfig, constitution: Constitution, roles: Collection[Role], *, log_dir: Path
+) -> AsyncIterator[Fleet]:
+    """Start what has no address, connect to all, and wait until all serve.
+
+    Args:
+        config: The run's.
+        constitution: The run's.
+        roles: The services that are needed.
+        log_dir: Gets the logs of services that are started here.
+
+    Raises:
+        LaunchError: A service did not start.
+        ServiceError: One does not answer at its address, or is another service.
+    """
+    async with AsyncExitStack() as stack:
+        local = await _start_local(stack, config, roles, log_dir)
+        addresses = dict(local.addresses) if local else {}
+        connected: dict[Role, Connected] = {}
+        policy = None
+        for role in sorted(roles):
+            address = addresses.get(role) or str(_service(config, role).address)
+            one, control = await _connect(stack, config, constitution, role, address)
+            connected[role] = one
+            if role == "policy":
+                policy = Policy(one.client, control, config.services.start_timeout)
+        yield Fleet(connected, policy, local)
+
+
+def _service(config: RunConfig, role: Role) -> ServiceConfig:
+    service = getattr(config.services, role)
+    assert isinstance(service, ServiceConfig)
+    return service
+
+
+async def _start_local(
+    stack: AsyncExitStack, config: RunConfig, roles: Collection[Role], log_dir: Path
+) -> LocalServices | None:
+    specs = [_spec(config, role) for role in sorted(roles) if not _service(config, role).address]
+    if not specs:
+        return None
+    patience = Patience(start=config.services.start_timeout)
+    return await stack.enter_async_context(LocalServices(specs, log_dir=log_dir, patience=patience))
+
+
+def _spec(config: RunConfig, role: Role) -> ServiceSpec:
+    service = _service(config, role)
+    flags = ["--device", service.device, "--dtype", service.dtype]
+    flags += ["--max-batch", str(service.max_batch), *_STOP_AT_ONCE]
+    for key, value in service.engine_options.items():
+        flags += ["--engine-option", f"{key}={value}"]
+    named = () if role == "policy" else (str(resolve(config.constitution)),)
+    return ServiceSpec(
+        role=role,
+        model=model_source(getattr(config.models, role)),
+        engine=service.engine,
+        weight_version=INITIAL,
+        constitutions=named,
+        threads=service.threads,
+        flags=tuple(flags),
+    )
+
+
+async def _connect(
+    stack: AsyncExitStack,
+    config: RunConfig,
+    constitution: Constitution,
+    role: Role,
+    address: str,
+) -> tuple[Connected, ControlClient]:
+    services = config.services
+    client = await stack.enter_async_context(
+        _CLIENTS[role](address, timeout=services.call_timeout, retry_for=services.retry_for)
+    )
+    control = await stack.enter_async_context(
+        ControlClient(address, timeout=services.call_timeout, retry_for=services.retry_for)
+    )
+    try:
+        await client.wait_until_serving(services.start_timeout)
+        info = await control.get_server_info()
+    except (Unavailable, UnexpectedStatus) as error:
+        raise ServiceError(
+            f"services.{role}.address: the {role} service at {address!r} is not up: "
+            f"{error.message}; start it, correct the address, or remove it so that the run "
+            "starts its own"
+        ) from error
+    _require(role, info, address)
+    known = {known.name: known.digest for known in info.constitutions}
+    has_it = known.get(constitution.name) == constitution.digest
+    source = inline.by_name(constitution) if has_it else inline.inline(constitution)
+    one = Connected(client=client, address=address, info=info, constitution=source)
+    return one, control
+
+
+def _require(role: Role, info: ServerInfo, address: str) -> None:
+    if info.service_role != role:
+        raise ServiceError(
+            f"services.{role}.address: expected a {role} service, but {address!r} is a "
+            f"{info.service_role} service"
+        )
+    if role == "judge" and not info.supports_logprobs:
+        raise ServiceError(
+            f"services.judge: the engine {info.engine!r} of {address!r} gives no "
+            "log-probabilities, from which the judge reads its verdicts; use another engine"
+        )

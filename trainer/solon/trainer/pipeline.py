@@ -1,0 +1,230 @@
+"""The coordinator: which stage runs next, what it needs, what it left.
+
+Data stages talk to the three services; training stages are processes of their own, so that their
+memory is gone when they end. Knows nothing of how any stage works, nor of the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from solon.trainer.config import model_source
+from solon.trainer.console import RunConsole, StageProgress
+from solon.trainer.errors import RunDirectoryError
+from solon.trainer.fleet import Fleet, Weights, open_fleet
+from solon.trainer.launch.local import Done, Note, Progress, Role, StageEvent, run_stage
+from solon.trainer.plan import check_inputs, estimate, read_prompts
+from solon.trainer.prompts import PromptSet
+from solon.trainer.schemas import RL_PROMPTS_EXPORT
+from solon.trainer.session import Session
+from solon.trainer.stages import evaluate, preferences, revisions
+from solon.trainer.stages.context import StageContext, Summary
+from solon.trainer.state import STAGES, RunState, Stage
+
+_NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
+    "revisions": (),
+    "sft": ("revisions",),
+    "preferences": ("sft",),
+    "reward": ("preferences",),
+    "rl": ("sft", "reward"),
+    "evaluate": (),
+}
+_ROLES: Mapping[Stage, frozenset[Role]] = {
+    "revisions": frozenset({"policy", "critic"}),
+    "preferences": frozenset({"policy", "judge"}),
+    "evaluate": frozenset({"policy", "judge"}),
+}
+_DATA_STAGES: Mapping[Stage, Callable[[StageContext], Awaitable[Summary]]] = {
+    "revisions": revisions.run,
+    "preferences": preferences.run,
+    "evaluate": evaluate.run,
+}
+_MODEL_OF: Mapping[Stage, str] = {"sft": "sl", "reward": "reward", "rl": "rl"}
+"""Training stage -> the model that it leaves in ``models/``."""
+_TRAINED: tuple[tuple[Stage, str], ...] = (("sft", "sl"), ("rl", "rl"))
+"""Stages that leave a model which answers prompts."""
+
+
+class Pipeline:
+    """The stages of one run, on an open session."""
+
+    def __init__(self, session: Session, console: RunConsole) -> None:
+        """Read the run's state.
+
+        Raises:
+            RunDirectoryError: Another version's state.
+        """
+        self.session = session
+        self._config = session.config
+        self._run = session.run
+        self._console = console
+        self.state = RunState(session.run)
+
+    async def run(self, stages: Sequence[Stage] = STAGES) -> None:
+        """Run those of the stages that are not done, in the order of a run.
+
+        Raises:
+            TrainerError: Something the user can put right, or models that are not good enough.
+            LaunchError: A service or a training stage did not stay up.
+            SolonError: A service failed for longer than the configuration is patient.
+        """
+        todo = self._todo(stages)
+        for stage in stages:
+            if stage not in todo:
+                self._console.say(f"{stage}: done before")
+        if not todo:
+            return
+        prompts = self._prepare(todo)
+        async with AsyncExitStack() as stack:
+            fleet: Fleet | None = None
+            for stage in todo:
+                if stage in _ROLES and fleet is None:
+                    left = todo[todo.index(stage) :]
+                    fleet = await stack.enter_async_context(self._fleet(left))
+                await self._run_stage(stage, prompts, fleet)
+
+    def _todo(self, stages: Sequence[Stage]) -> list[Stage]:
+        todo = [stage for stage in STAGES if stage in stages and not self.state.is_done(stage)]
+        if "evaluate" in stages and "evaluate" not in todo:
+            measured = self.state.summary("evaluate").get("models")
+            trained = [model for stage, model in _TRAINED if self.state.is_done(stage)]
+            # a model that was trained since then has not been measured
+            if todo or measured != ["base", *trained]:
+                todo.append("evaluate")
+        return todo
+
+    def _prepare(self, todo: Sequence[Stage]) -> dict[str, PromptSet]:
+        """Find out now what would stop the run later."""
+        check_inputs(self._config, self.session.constitution)
+        for stage in todo:
+            if stage not in ("revisions", "evaluate"):
+                _ = self._run.local
+            missing = [n for n in _NEEDS[stage] if n not in todo and not self.state.is_done(n)]
+            if missing:
+                raise RunDirectoryError(
+                    f"{self._run.url}: {stage} needs the stage {missing[0]}, which is not done; "
+                    f"run `solon {missing[0]} {self._run.url}` first, or `solon run "
+                    f"{self._run.url} --resume` for all of them"
+                )
+        prompts = read_prompts(self._config, todo)
+        for line in estimate(self._config, self.session.constitution, prompts, todo):
+            self._console.say(line)
+        return prompts
+
+    async def _run_stage(
+        self, stage: Stage, prompts: Mapping[str, PromptSet], fleet: Fleet | None
+    ) -> None:
+        started = time.monotonic()
+        try:
+            with self._console.stage(stage) as progress:
+                if stage in _DATA_STAGES:
+                    assert fleet is not None, stage
+                    context = self._context(prompts, fleet, progress)
+                    summary = await fleet.guard(_awaited(_DATA_STAGES[stage](context)))
+                else:
+                    summary = await self._train(stage, prompts, progress)
+        except BaseException:
+            self.state.spent(stage, time.monotonic() - started)
+            raise
+        seconds = time.monotonic() - started
+        self.state.finish(stage, seconds, summary)
+        self._console.say(f"{stage}: done in {seconds:.1f} s{_figures(summary)}")
+
+    async def _train(
+        self, stage: Stage, prompts: Mapping[str, PromptSet], progress: StageProgress
+    ) -> Summary:
+        if stage == "rl":
+            rows = [
+                {"id": prompt.id, "prompt": prompt.conversation.as_dicts()}
+                for prompt in prompts["rl"].prompts
+            ]
+            self._run.export("rl_prompts/train", rows, RL_PROMPTS_EXPORT)
+        metrics: dict[str, float] = {}
+
+        def on_event(event: StageEvent) -> None:
+            if isinstance(event, Progress):
+                progress.update(event.done, event.total, event.metrics)
+            elif isinstance(event, Note):
+                progress.note(event.text)
+            elif isinstance(event, Done):
+                metrics.update(event.metrics)
+
+        folder = self._run.local / "models" / _MODEL_OF[stage]
+        # a model appears whole: one that is there was finished by an attempt killed right after
+        if not folder.exists():
+            threads = self._config.services.training_threads
+            await run_stage(stage, self._run.local, on_event=on_event, threads=threads)
+        version = f"{_MODEL_OF[stage]}-{weights_digest(folder)[:12]}"
+        return {"weight_version": version, "metrics": metrics}
+
+    def _context(
+        self, prompts: Mapping[str, PromptSet], fleet: Fleet, progress: StageProgress
+    ) -> StageContext:
+        return StageContext(
+            config=self._config,
+            run=self._run,
+            constitution=self.session.constitution,
+            fleet=fleet,
+            prompts=prompts,
+            weights=self._weights(fleet.base_version),
+            progress=progress,
+        )
+
+    def _weights(self, base: str) -> dict[str, Weights]:
+        found = {"base": Weights(version=base, path=model_source(self._config.models.policy))}
+        for stage, model in _TRAINED:
+            if self.state.is_done(stage):
+                version = str(self.state.summary(stage)["weight_version"])
+                folder = self._run.local / "models" / model
+                found[model] = Weights(version=version, path=str(folder))
+        return found
+
+    @asynccontextmanager
+    async def _fleet(self, todo: Collection[Stage]) -> AsyncIterator[Fleet]:
+        roles = frozenset[Role]().union(*(_ROLES.get(stage, frozenset()) for stage in todo))
+        self._console.say(f"services: {', '.join(sorted(roles))}")
+        with tempfile.TemporaryDirectory(prefix="solon-logs-") as temporary:
+            root = self._run.storage.local_root or Path(temporary)
+            constitution = self.session.constitution
+            async with open_fleet(
+                self._config, constitution, roles, log_dir=root / "logs"
+            ) as fleet:
+                yield fleet
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 (hex) over a model's weight files: which weights these are, whoever made them.
+
+    Raises:
+        RunDirectoryError: There are none.
+    """
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise RunDirectoryError(
+            f"{folder}: expected the model that its stage left, but there are no weights in it"
+        )
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+async def _awaited(work: Awaitable[Summary]) -> Summary:
+    return await work
+
+
+def _figures(summary: Mapping[str, Any]) -> str:
+    shown = [
+        f"{name.replace('_', ' ')} {value:,}"
+        for name, value in summary.items()
+        if isinstance(value, int)
+    ]
+    return f" ({', '.join(shown)})" if shown else ""

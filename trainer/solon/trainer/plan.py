@@ -1,0 +1,161 @@
+"""What a run is going to do: the prompts of every stage, and what that will cost.
+
+Knows nothing of how it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from solon.constitution import Constitution
+from solon.trainer.config import RunConfig, model_source
+from solon.trainer.errors import ConfigError, PromptError
+from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
+from solon.trainer.prompts import PromptSet, load_prompts, refuse_overlap
+from solon.trainer.state import STAGES, Stage
+
+EVALUATION_KEYS = tuple(f"evaluation.{kind}" for kind in SANDBOX_KINDS)
+PROMPTS_OF: Mapping[Stage, tuple[str, ...]] = {
+    "revisions": ("red_team", "helpfulness"),
+    "sft": (),
+    "preferences": ("preferences",),
+    "reward": (),
+    "rl": ("rl",),
+    "evaluate": EVALUATION_KEYS,
+}
+"""Stage -> keys of ``prompts`` that it uses."""
+
+
+def read_prompts(config: RunConfig, stages: Collection[Stage]) -> dict[str, PromptSet]:
+    """The prompts that the stages use, by key.
+
+    Raises:
+        PromptError: A source is missing or cannot be read, or a held-out prompt is trained on.
+    """
+    _require_sources(config, stages)
+    keys = [key for stage in STAGES if stage in stages for key in PROMPTS_OF[stage]]
+    found = {
+        key: load_prompts(
+            sources_of(config, key),
+            split="eval" if key in EVALUATION_KEYS else "train",
+            seed=config.seed,
+            purpose=key,
+        )
+        for key in keys
+    }
+    refuse_overlap(
+        {key: found[key] for key in keys if key not in EVALUATION_KEYS},
+        {key: found[key] for key in keys if key in EVALUATION_KEYS},
+    )
+    return found
+
+
+def _require_sources(config: RunConfig, stages: Collection[Stage]) -> None:
+    """A stage without prompts is a mistake that is better noticed before the others have run."""
+    needed = {
+        "revisions": ("red_team", ("red_team",)),
+        "preferences": ("preferences", ("preferences",)),
+        "evaluate": ("evaluation", EVALUATION_KEYS),
+    }
+    for stage, (name, keys) in needed.items():
+        if stage in stages and not any(sources_of(config, key) for key in keys):
+            raise PromptError(
+                f"prompts.{name}: expected at least one source, which the stage {stage} needs; "
+                "got none"
+            )
+
+
+def sources_of(config: RunConfig, key: str) -> tuple[PromptSource, ...]:
+    """The sources of one key; the RL phase uses the preferences' if it has none."""
+    prompts = config.prompts
+    if key == "rl":
+        return prompts.rl or prompts.preferences
+    by_key: dict[str, tuple[PromptSource, ...]] = {
+        "red_team": prompts.red_team,
+        "helpfulness": prompts.helpfulness,
+        "preferences": prompts.preferences,
+        "evaluation.harmful": prompts.evaluation.harmful,
+        "evaluation.benign": prompts.evaluation.benign,
+        "evaluation.sounds_dangerous": prompts.evaluation.sounds_dangerous,
+    }
+    return by_key[key]
+
+
+def check_inputs(config: RunConfig, constitution: Constitution) -> None:
+    """Hold that what the configuration names is there and is enough.
+
+    Raises:
+        ConfigError: A model's directory is missing, or the constitution lacks principles.
+    """
+    problems = []
+    for role, name in config.models.model_dump().items():
+        path = Path(model_source(name))
+        if path.is_absolute() and not (path / "config.json").is_file():
+            problems.append(
+                f"models.{role}: expected a directory in Hugging Face format or a hub name, "
+                f"but {str(path)!r} has no config.json"
+            )
+    usable = len(constitution.for_comparison)
+    wanted = config.preferences.principles
+    if not constitution.for_revision:
+        problems.append(
+            f"constitution: {config.constitution!r} has no principle with a revision_request"
+        )
+    if not usable:
+        problems.append(
+            f"constitution: {config.constitution!r} has no principle with a comparison_instruction"
+        )
+    elif wanted != "all" and wanted > usable:
+        problems.append(
+            f"preferences.principles: expected 1 to {usable}, the constitution's principles with a "
+            f"comparison_instruction, or all; got {wanted!r}"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def estimate(
+    config: RunConfig,
+    constitution: Constitution,
+    prompts: Mapping[str, PromptSet],
+    stages: Collection[Stage],
+) -> list[str]:
+    """A line a stage: prompts and model calls."""
+    count = {key: len(found.prompts) for key, found in prompts.items()}
+    lines = []
+    if "revisions" in stages:
+        calls = count["red_team"] * _calls_of_chain(config)
+        calls += count["helpfulness"] * config.revisions.helpful_samples
+        lines.append(
+            f"revisions: {count['red_team']:,} red-team and {count['helpfulness']:,} helpfulness "
+            f"prompts, {calls:,} generations"
+        )
+    if "preferences" in stages:
+        made, judged = _calls_of_preferences(config, constitution, count["preferences"])
+        lines.append(
+            f"preferences: {count['preferences']:,} prompts, {made:,} generations, up to "
+            f"{judged:,} judgements"
+        )
+    if "rl" in stages:
+        lines.append(f"rl: {count['rl']:,} prompts, {config.rl.episodes:,} episodes")
+    if "evaluate" in stages:
+        held_out = sum(count[key] for key in EVALUATION_KEYS)
+        lines.append(f"evaluate: {held_out:,} held-out prompts for every model")
+    dropped = sum(found.duplicates for found in prompts.values())
+    return lines + ([f"{dropped:,} duplicate prompts are left out"] if dropped else [])
+
+
+def _calls_of_chain(config: RunConfig) -> int:
+    per_round = 1 if config.revisions.skip_critique else 2
+    return 1 + config.revisions.rounds * per_round
+
+
+def _calls_of_preferences(
+    config: RunConfig, constitution: Constitution, prompts: int
+) -> tuple[int, int]:
+    chosen = config.preferences
+    everything = len(constitution.for_comparison)
+    principles = everything if chosen.principles == "all" else chosen.principles
+    orders = 2 if chosen.both_orders else 1
+    return prompts * chosen.responses, prompts * chosen.pairs * principles * orders

@@ -1,0 +1,84 @@
+"""The configuration of PPO. Imports no torch; knows nothing of models or of prompts.
+
+The names and defaults follow Stiennon et al. 2020 (2009.01325) and Huang et al. 2024 (2403.17031).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from solon.trainer.settings import Settings
+
+
+class PPOConfig(Settings):
+    """Proximal policy optimisation against a reward model, with a KL penalty from the SL model."""
+
+    episodes: int = Field(default=20_000, ge=1)
+    """Responses to learn from, in all, >= 1; rounded up to whole batches."""
+    batch_size: int = Field(default=128, ge=1)
+    """Episodes sampled with one set of weights, over all processes, >= 1."""
+    minibatches: int = Field(default=4, ge=1)
+    """Optimiser steps in one pass over a batch; divides ``batch_size``."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over each batch, >= 1."""
+    micro_batch_size: int = Field(default=32, ge=1)
+    """Episodes in one forward pass of one process, >= 1. Changes memory and speed only."""
+    max_response_tokens: int = Field(default=256, ge=1)
+    """A response that has not ended by then is cut, in tokens, >= 1."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the policy that is sampled and trained, > 0; the KL is taken at it too."""
+    learning_rate: float = Field(default=3e-6, gt=0)
+    """Peak step size of the policy's AdamW, > 0."""
+    value_learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak step size of the value network's AdamW, > 0."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """``linear`` goes down to 0 at the last batch."""
+    warmup_batches: int = Field(default=0, ge=0)
+    """Batches in which the learning rates rise linearly, >= 0."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients of each network are scaled down to this L2 norm, > 0."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """Gamma of GAE, in (0, 1]."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Lambda of GAE, in [0, 1]: 0 trusts the value network, 1 the returns."""
+    clip: float = Field(default=0.2, gt=0)
+    """The probability ratio earns no more outside of [1 - clip, 1 + clip], > 0."""
+    value_clip: float = Field(default=0.2, gt=0)
+    """Values earn no more further than this from the sampled ones, in rewards, > 0."""
+    kl_coefficient: float = Field(default=0.05, ge=0)
+    """Lambda in r = r_PM - lambda KL, in rewards per nat, >= 0; the first value if adaptive."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Nats per response that the coefficient steers to (Ziegler et al. 2019); null: it is fixed."""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """Episodes in which the adaptive coefficient changes by at most about a fifth, >= 1."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """Of the KL in the reward, per token (Schulman 2020): k1 has no bias, k3 is never negative."""
+    max_update_kl: float | None = Field(default=None, gt=0)
+    """An update ends early when policy and sampling policy are this far apart, in nats a token."""
+    truncation_penalty: float = Field(default=1.0, ge=0)
+    """Taken from the score of a response that was cut, in rewards, >= 0."""
+    normalise_reward: bool = True
+    """Scale scores by the mean and deviation that the reward stage measured."""
+    whiten_rewards: bool = False
+    """Divide each batch's token rewards by their deviation, leaving the mean."""
+    value_network: Literal["full", "head"] = "full"
+    """What learns the values: ``full``, a copy of the reward model, as TRL does; or ``head``, a new
+    head on the frozen reward model, which halves the cost of an update."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Batches between checkpoints, >= 1; a killed stage goes on from the last one."""
+
+    @model_validator(mode="after")
+    def _minibatches_fill_the_batch(self) -> PPOConfig:
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"minibatches: expected a divisor of batch_size {self.batch_size}, "
+                f"got {self.minibatches!r}"
+            )
+        return self
+
+    @property
+    def batches(self) -> int:
+        """Batches in all."""
+        return -(-self.episodes // self.batch_size)

@@ -1,0 +1,190 @@
+"""The columns of every Parquet file of a run. Knows nothing of how rows are made.
+
+Raw records keep whatever a later question may need: ids of prompts and principles, the
+constitution's digest, seeds, decoding settings, models and weights, raw log-probabilities, timings.
+Exports have the columns that TRL trains on (conversational formats).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+_TEXT = pa.string()
+_REAL = pa.float64()
+
+MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
+
+COMPLETION = pa.struct([("text", _TEXT), ("finish_reason", _TEXT), ("seed", pa.uint64())])
+"""One sampled text; ``seed`` repeats it."""
+
+SAMPLING = pa.struct(
+    [
+        ("temperature", _REAL),
+        ("top_p", _REAL),
+        ("top_k", pa.int64()),
+        ("max_tokens", pa.int64()),
+    ]
+)
+
+USAGE = pa.struct(
+    [
+        ("prompt_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("model_calls", pa.int64()),
+    ]
+)
+
+TIMING = pa.struct([("queue", _REAL), ("inference", _REAL)])
+"""Seconds. The only values that differ between a resumed and an uninterrupted run, with the
+cached tokens of USAGE."""
+
+ANSWERED = [
+    ("model", _TEXT),
+    ("weight_version", _TEXT),
+    ("sampling", SAMPLING),
+    ("usage", USAGE),
+    ("timing", TIMING),
+]
+"""Who answered, how, at what cost."""
+
+ROUND = pa.struct(
+    [
+        ("round", pa.int32()),
+        ("principle_id", _TEXT),
+        ("critique", COMPLETION),
+        ("critique_outcome", _TEXT),
+        ("revision", COMPLETION),
+        ("revision_outcome", _TEXT),
+        ("weight_version", _TEXT),
+        ("usage", USAGE),
+        ("timing", TIMING),
+    ]
+)
+
+REVISIONS = pa.schema(
+    [
+        ("id", _TEXT),
+        ("kind", _TEXT),
+        ("source", _TEXT),
+        ("prompt", MESSAGES),
+        ("seed", pa.uint64()),
+        ("responses", pa.list_(COMPLETION)),
+        ("outcome", _TEXT),
+        ("policy", pa.struct(ANSWERED)),
+        ("rounds", pa.list_(ROUND)),
+        ("principle_seed", pa.uint64()),
+        ("constitution", _TEXT),
+        ("constitution_digest", _TEXT),
+        ("critic_model", _TEXT),
+        ("critic_sampling", SAMPLING),
+    ]
+)
+"""A row a prompt. ``kind`` is red_team (one response, its rounds) or helpfulness (responses)."""
+
+ORDER = pa.struct(
+    [
+        ("swapped", pa.bool_()),
+        ("logprob_a", _REAL),
+        ("logprob_b", _REAL),
+        ("probability_a", _REAL),
+        ("no_verdict_reason", _TEXT),
+    ]
+)
+
+VERDICT = pa.struct(
+    [
+        ("principle_id", _TEXT),
+        ("weight", _REAL),
+        ("probability_a", _REAL),
+        ("position_dependent", pa.bool_()),
+        ("no_verdict_reason", _TEXT),
+        ("orders", pa.list_(ORDER)),
+    ]
+)
+
+COMPARISON = pa.struct(
+    [
+        ("a", pa.int32()),
+        ("b", pa.int32()),
+        ("probability_a", _REAL),
+        ("no_verdict_reason", _TEXT),
+        ("principle_seed", pa.uint64()),
+        ("principles", pa.list_(VERDICT)),
+        ("weight_version", _TEXT),
+        ("usage", USAGE),
+        ("timing", TIMING),
+    ]
+)
+"""``a`` and ``b`` are indices of the row's responses."""
+
+PREFERENCES = pa.schema(
+    [
+        ("id", _TEXT),
+        ("source", _TEXT),
+        ("prompt", MESSAGES),
+        ("seed", pa.uint64()),
+        ("responses", pa.list_(COMPLETION)),
+        ("identical", pa.int32()),
+        ("policy", pa.struct(ANSWERED)),
+        ("comparisons", pa.list_(COMPARISON)),
+        ("constitution", _TEXT),
+        ("constitution_digest", _TEXT),
+        ("judge_model", _TEXT),
+    ]
+)
+"""A row a prompt, whether or not a pair came of it. ``identical``: responses equal to another."""
+
+EVALUATION = pa.schema(
+    [
+        ("id", _TEXT),
+        ("model", _TEXT),
+        ("kind", _TEXT),
+        ("prompt_id", _TEXT),
+        ("prompt", MESSAGES),
+        ("response", COMPLETION),
+        ("policy", pa.struct(ANSWERED)),
+        ("truth", _TEXT),
+    ]
+)
+"""A row a model and prompt. ``truth``: what the oracle says the response does; null without one."""
+
+JUDGED_PAIRS = pa.schema(
+    [
+        ("id", _TEXT),
+        ("prompt_id", _TEXT),
+        ("kind", _TEXT),
+        ("model_a", _TEXT),
+        ("model_b", _TEXT),
+        ("a_is_better", pa.bool_()),
+        ("comparison", COMPARISON),
+        ("constitution_digest", _TEXT),
+    ]
+)
+"""A row a pair of two models' responses. ``a_is_better``: by the oracle; null without one."""
+
+SFT_EXPORT = pa.schema(
+    [
+        ("id", _TEXT),
+        ("source", _TEXT),
+        ("round", pa.int32()),
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+    ]
+)
+"""TRL's conversational prompt-completion format. ``round`` 0: a helpful response."""
+
+PREFERENCES_EXPORT = pa.schema(
+    [
+        ("id", _TEXT),
+        ("source", _TEXT),
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("probability", _REAL),
+    ]
+)
+"""TRL's conversational preference format. ``probability`` that chosen is better, 0.5 to 1."""
+
+RL_PROMPTS_EXPORT = pa.schema([("id", _TEXT), ("prompt", MESSAGES)])
+"""TRL's conversational prompt-only format."""

@@ -1,0 +1,171 @@
+"""The stage that makes the supervised phase's data: sample, critique, revise.
+
+For a red-team prompt the helpful policy answers, and the critic critiques and revises that answer
+in rounds, each by a principle drawn anew. For a helpfulness prompt the policy's answers are kept
+as they are, so that fine-tuning does not forget how to help. Method: Bai et al. 2022 (2212.08073),
+section 3. Knows nothing of training, and nothing of whether any response is good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from solon.client import Completion, Outcome, RefinedRound
+from solon.constitution import derive_seed
+from solon.trainer.errors import StageFailed
+from solon.trainer.fleet import Weights
+from solon.trainer.prompts import Prompt, PromptSet
+from solon.trainer.schemas import REVISIONS, SFT_EXPORT
+from solon.trainer.stages import rows
+from solon.trainer.stages.context import StageContext, Summary
+from solon.trainer.stages.work import Share, make_records
+from solon.trainer.store import Record, RunDirectory
+
+Kind = Literal["red_team", "helpfulness"]
+FOLDER = "revisions"
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    kind: Kind
+    prompt: Prompt
+
+
+async def run(context: StageContext) -> Summary:
+    """Make a record of every prompt that has none yet, then the export for fine-tuning.
+
+    Raises:
+        StageFailed: Too many responses or revisions are unusable, or none is left to train on.
+        TrainerError, SolonError: As the store and the services raise.
+    """
+    config = context.config.revisions
+    items = _items(context.prompts["red_team"], context.prompts["helpfulness"])
+    parts = context.run.parts(FOLDER, REVISIONS)
+    share = Share(
+        what="revisions: prompts without a usable response and revisions",
+        key="revisions.max_unusable_share",
+        limit=config.max_unusable_share,
+        total=len(items),
+    )
+    done = parts.ids()
+    context.progress.start(len(items), len(done))
+    share.add(parts.column("outcome"))
+
+    def on_record(record: Record) -> None:
+        context.progress.advance()
+        share.add([record["outcome"]])
+
+    await make_records(
+        [item for item in items if item.prompt.id not in done],
+        lambda item: _make(context, item),
+        parts=parts,
+        in_flight=context.config.services.in_flight,
+        store=context.config.store,
+        on_record=on_record,
+    )
+    examples = export(context.run, train_on=config.train_on)
+    return {"prompts": len(items), "examples": examples, "outcomes": dict(share.counts)}
+
+
+def export(run: RunDirectory, *, train_on: Literal["all", "last"]) -> int:
+    """Write the fine-tuning examples; returns how many there are.
+
+    Raises:
+        StageFailed: There are none.
+    """
+    records = run.parts(FOLDER, REVISIONS).records()
+    examples = [example for record in records for example in _examples(record, train_on)]
+    if not examples:
+        raise StageFailed(
+            "revisions: no response or revision can be trained on; look at the records in "
+            f"{run.url}/{FOLDER}"
+        )
+    return run.export("sft/train", examples, SFT_EXPORT)
+
+
+def _items(red_team: PromptSet, helpfulness: PromptSet) -> list[_Item]:
+    """A prompt that is of both kinds is a red-team prompt: it has one record."""
+    known = {prompt.id for prompt in red_team.prompts}
+    helpful = [_Item("helpfulness", p) for p in helpfulness.prompts if p.id not in known]
+    harmful = [_Item("red_team", p) for p in red_team.prompts]
+    return harmful + helpful
+
+
+async def _make(context: StageContext, item: _Item) -> Record:
+    config = context.config.revisions
+    seed = derive_seed(context.config.seed, FOLDER, item.prompt.id)
+    weights: Weights = context.weights["base"]
+    reply = await context.fleet.policy.generate(
+        item.prompt.conversation,
+        weights=weights,
+        sampling=rows.sampling(config.response, derive_seed(seed, "response")),
+        n=config.helpful_samples if item.kind == "helpfulness" else 1,
+    )
+    first = rows.outcome(reply.completions[0])
+    refine = item.kind == "red_team" and first in (Outcome.MADE, Outcome.TRUNCATED)
+    principle_seed = derive_seed(seed, "principles")
+    made = await _refined(context, item, reply.completions[0], seed) if refine else []
+    return {
+        "id": item.prompt.id,
+        "kind": item.kind,
+        "source": item.prompt.source,
+        "prompt": item.prompt.conversation.as_dicts(),
+        "seed": seed,
+        "responses": [rows.completion(c) for c in reply.completions],
+        "outcome": _worst([rows.outcome(c) for c in reply.completions], made),
+        "policy": rows.answered(reply, context.fleet.info("policy"), config.response),
+        "rounds": [rows.refined(one) for one in made],
+        "principle_seed": principle_seed if refine else None,
+        "constitution": context.constitution.name if refine else None,
+        "constitution_digest": context.constitution.digest if refine else None,
+        "critic_model": context.fleet.info("critic").model if refine else None,
+        "critic_sampling": config.critic.model_dump() if refine else None,
+    }
+
+
+async def _refined(
+    context: StageContext, item: _Item, response: Completion, seed: int
+) -> list[RefinedRound]:
+    config = context.config.revisions
+    rounds = context.fleet.critic().refine(
+        item.prompt.conversation,
+        response.text,
+        constitution=context.fleet.constitution("critic"),
+        rounds=config.rounds,
+        principle_seed=derive_seed(seed, "principles"),
+        skip_critique=config.skip_critique,
+        sampling=rows.sampling(config.critic, derive_seed(seed, "critic")),
+    )
+    async with aclosing(rounds):
+        return [made async for made in rounds]
+
+
+def _worst(responses: list[Outcome], rounds: list[RefinedRound]) -> str:
+    """``made`` if all is well, else the first thing that is not."""
+    everything = [*responses, *(made.revision_outcome for made in rounds)]
+    return next((o.value for o in everything if o is not Outcome.MADE), Outcome.MADE.value)
+
+
+def _examples(record: Record, train_on: str) -> Iterator[dict[str, Any]]:
+    if record["kind"] == "helpfulness":
+        for number, response in enumerate(record["responses"]):
+            if response["text"].strip() and response["finish_reason"] == "stop":
+                yield _example(record, f"{record['id']}:h{number}", 0, response["text"])
+        return
+    usable = [made for made in record["rounds"] if made["revision_outcome"] == "made"]
+    for made in usable[-1:] if train_on == "last" else usable:
+        number = made["round"]
+        yield _example(record, f"{record['id']}:r{number}", number, made["revision"]["text"])
+
+
+def _example(record: Record, name: str, number: int, text: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "source": record["source"],
+        "round": number,
+        "prompt": record["prompt"],
+        "completion": [{"role": "assistant", "content": text}],
+    }

@@ -1,0 +1,185 @@
+"""RL-CAI: PPO from the SL model against the reward model (Bai et al. 2022, section 4).
+
+Puts the pieces of ``ppo`` together. Knows nothing of the run directory's layout or of how the
+reward model was trained. Imports no trl, which alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from solon.constitution import derive_seed
+from solon.trainer.errors import ConfigError
+from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.loop import PPO, RewardFunction
+from solon.trainer.ppo.rollout import Policy, ValueNetwork
+from solon.trainer.stages.modeling import (
+    ChatEncoder,
+    Messages,
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    publish,
+    read_columns,
+    save_model,
+    stop_ids,
+)
+from solon.trainer.stages.scoring import RewardModelScorer, RewardStatistics, TextRewardScorer
+from solon.trainer.training import Report
+
+_CHECKPOINT = "batch-"
+
+
+def train_rl(
+    config: PPOConfig,
+    *,
+    base_model: str,
+    reward_model: str,
+    data: Path,
+    output: Path,
+    checkpoints: Path,
+    seed: int,
+    report: Report,
+) -> dict[str, float]:
+    """Train ``base_model`` (the SL model) by PPO and publish the result at ``output``.
+
+    Args:
+        config: All that can be set.
+        base_model: What the policy starts from, and is kept close to.
+        reward_model: The reward stage's directory; its tokenizer may be another one.
+        data: Parquet with ``prompt``, lists of ``{"role", "content"}`` that end with the user.
+        output: Where the model's directory appears.
+        checkpoints: A directory of this stage alone; the last checkpoint in it is gone on from.
+        seed: In [0, 2**64); same seed, same model.
+        report: Told of every batch.
+
+    Returns:
+        The last batch's metrics; empty if a checkpoint held all batches.
+
+    Raises:
+        ConfigError: A model cannot be loaded or used, or prompts exceed its context.
+        RunDirectoryError: There are no prompts, or the reward model's scale is missing.
+    """
+    tokenizer = load_tokenizer(base_model)
+    messages = cast("list[Messages]", read_columns(data, ["prompt"])["prompt"])
+    ppo = _build(config, base_model, reward_model, tokenizer, messages, seed)
+    _resume(ppo, checkpoints)
+    report.start(ppo.batches_done)
+    metrics: dict[str, float] = {}
+    main = ppo.accelerator.is_main_process
+    while ppo.batches_done < config.batches:
+        metrics = ppo.step()
+        if main:
+            report.progress(ppo.batches_done, config.batches, metrics)
+        if ppo.batches_done % config.checkpoint_every == 0:
+            _checkpoint(ppo, checkpoints)
+    if main:
+        save_model(output, ppo.policy.lm, tokenizer)
+    return metrics
+
+
+def _build(
+    config: PPOConfig,
+    base_model: str,
+    reward_model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Messages],
+    seed: int,
+) -> PPO:
+    lm = load_causal_lm(base_model)
+    stops = stop_ids(lm, tokenizer)
+    prompts = ChatEncoder(tokenizer, stops).prompts(messages)
+    _check_context(lm, prompts, config)
+    torch.manual_seed(derive_seed(seed, "rl-networks") >> 1)
+    accelerator = Accelerator()
+    try:
+        reward, value = _reward_and_value(
+            config, base_model, reward_model, tokenizer, messages, accelerator.device
+        )
+        return PPO(
+            config,
+            policy=Policy(lm),
+            reference=Policy(copy.deepcopy(lm)),
+            value=value,
+            reward=reward,
+            prompts=prompts,
+            stop_ids=stops,
+            pad_id=tokenizer.pad_token_id,
+            seed=seed,
+            accelerator=accelerator,
+        )
+    except ValueError as error:
+        # an architecture or a batch size that does not fit: the sentence says which and why
+        raise ConfigError(f"rl: {error}") from error
+
+
+def _check_context(
+    lm: PreTrainedModel, prompts: Sequence[Sequence[int]], config: PPOConfig
+) -> None:
+    context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(prompt) for prompt in prompts)
+    if context is not None and longest + config.max_response_tokens > context:
+        raise ConfigError(
+            f"rl.max_response_tokens: expected at most {context - longest}, the model's context of "
+            f"{context} tokens less the longest prompt's {longest}, got "
+            f"{config.max_response_tokens!r}"
+        )
+
+
+def _reward_and_value(
+    config: PPOConfig,
+    base_model: str,
+    reward_model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Messages],
+    device: torch.device,
+) -> tuple[RewardFunction, ValueNetwork]:
+    """The reward function; and the value network, which needs the policy's tokens.
+
+    It starts as the reward model where the two share their tokens, else as the SL model.
+    """
+    statistics = RewardStatistics.load(Path(reward_model)) if config.normalise_reward else None
+    scale = statistics or RewardStatistics(mean=0.0, std=1.0, responses=0)
+    reward_tokenizer = load_tokenizer(reward_model)
+    model = load_reward_model(reward_model, pad_id=reward_tokenizer.pad_token_id)
+    model.to(device)  # type: ignore[arg-type]
+    size, train_trunk = config.micro_batch_size, config.value_network == "full"
+    if reward_tokenizer.get_vocab() == tokenizer.get_vocab():
+        value = ValueNetwork(
+            copy.deepcopy(model), mean=scale.mean, std=scale.std, train_trunk=train_trunk
+        )
+        return RewardModelScorer(model, statistics, micro_batch_size=size), value
+    stops = stop_ids(model, reward_tokenizer)
+    scorer = TextRewardScorer(
+        model,
+        statistics,
+        micro_batch_size=size,
+        encoder=ChatEncoder(reward_tokenizer, stops),
+        policy_tokenizer=tokenizer,
+        prompts=messages,
+    )
+    start = load_reward_model(base_model, pad_id=tokenizer.pad_token_id)
+    return scorer, ValueNetwork(start, mean=0.0, std=1.0, train_trunk=train_trunk)
+
+
+def _resume(ppo: PPO, checkpoints: Path) -> None:
+    whole = [path for path in checkpoints.glob(f"{_CHECKPOINT}*") if path.suffix == ""]
+    if whole:
+        ppo.load(max(whole, key=lambda path: int(path.name.removeprefix(_CHECKPOINT))))
+
+
+def _checkpoint(ppo: PPO, checkpoints: Path) -> None:
+    """Save, in one piece; then drop the one before."""
+    newest = checkpoints / f"{_CHECKPOINT}{ppo.batches_done}"
+    publish(newest, ppo.save)
+    for path in checkpoints.glob(f"{_CHECKPOINT}*"):
+        if path != newest:
+            shutil.rmtree(path)

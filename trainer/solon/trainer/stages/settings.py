@@ -1,0 +1,136 @@
+"""The configuration of the stages that talk to the services: revisions, preferences, evaluation.
+
+Knows nothing of how a stage works; imports no torch, gRPC or pyarrow, so that a configuration is
+checked before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from solon.trainer.settings import Settings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A part of a whole, 0 to 1."""
+
+
+class SamplingSettings(Settings):
+    """How text is drawn from a model."""
+
+    temperature: float = Field(default=1.0, ge=0, le=10)
+    """Softmax temperature, 0 to 10; 0 is greedy. The paper draws at 1 (section 3.2)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass, above 0 and up to 1; 1 is off."""
+    top_k: int = Field(default=0, ge=0, le=1_000_000)
+    """Keep only the k likeliest tokens, 0 to 1,000,000; 0 is off."""
+    max_tokens: int = Field(default=256, ge=1, le=131_072)
+    """Most tokens to make, 1 to 131,072."""
+
+
+class RevisionsConfig(Settings):
+    """Sampling, critique and revision (Bai et al. 2022, section 3.1)."""
+
+    rounds: int = Field(default=4, ge=1, le=16)
+    """Rounds of critique and revision for every red-team prompt, 1 to 16. The paper's is 4."""
+    skip_critique: bool = False
+    """Revise without critiques (section 3.5 of the paper)."""
+    response: SamplingSettings = SamplingSettings()
+    """How the policy's first response is drawn."""
+    critic: SamplingSettings = SamplingSettings()
+    """How critiques and revisions are drawn."""
+    helpful_samples: PositiveInt = 1
+    """Responses of the helpful policy for every helpfulness prompt, 1 or more."""
+    train_on: Literal["all", "last"] = "all"
+    """Which rounds become training examples: ``all`` of them (the paper's), or the ``last``."""
+    max_unusable_share: Share = 0.1
+    """The stage fails when more than this part of the prompts has an empty, truncated or aborted
+    response or revision, 0 to 1."""
+
+
+class PreferencesConfig(Settings):
+    """Pairs of the SL model's responses, labelled by the judge (section 4.1 of the paper)."""
+
+    responses: int = Field(default=2, ge=2, le=16)
+    """Responses drawn from the SL model for every prompt, 2 to 16."""
+    pairs: PositiveInt = 1
+    """Most pairs compared for every prompt, 1 or more. Identical responses make no pair."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How the responses are drawn."""
+    principles: PositiveInt | Literal["all"] = "all"
+    """Principles for every comparison: ``all``, weighted, or that many drawn anew each time."""
+    both_orders: bool = True
+    """Show the judge each pair in both orders and average, against position bias."""
+    min_option_mass: Share = 0.0
+    """Least probability that (A) and (B) must hold together for a verdict, 0 to 1; 0 is off."""
+    max_no_verdict_share: Share = 0.05
+    """The stage fails when the judge gives no verdict for more than this part of the pairs."""
+    max_unusable_share: Share = 0.1
+    """The stage fails when more than this part of the responses is empty, truncated or aborted."""
+    test_share: Share = 0.1
+    """Part of the prompts whose pairs test the reward model instead of training it, 0 to 1."""
+
+
+class EvaluateConfig(Settings):
+    """What is measured on held-out prompts, for every model of the run."""
+
+    ground_truth: Literal["sandbox"] | None = None
+    """``sandbox``: its oracle says what each response is. None: the judge compares the models
+    with one another, and nothing is measured against truth."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How the models' responses are drawn."""
+    judge_pairs: NonNegativeInt = 300
+    """Pairs of different models' responses on which the judge is measured, 0 or more."""
+
+
+class ServiceConfig(Settings):
+    """One of the three services: where it is, or how to start it."""
+
+    address: str | None = None
+    """``host:port`` or another gRPC target of a running service. None: the run starts one."""
+    engine: str = "transformers"
+    """Engine of a service that the run starts."""
+    threads: PositiveInt | None = None
+    """CPU threads of a service that the run starts, 1 or more. None: the engine's own choice."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of a service that the run starts: auto, cpu or cuda."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of a service that the run starts: auto, float32 or bfloat16."""
+    max_batch: PositiveInt = 64
+    """Most sequences in one batch of a service that the run starts, 1 or more."""
+    engine_options: dict[str, str] = Field(default_factory=dict)
+    """Further options of the engine, as with ``--engine-option``."""
+
+
+class ServicesConfig(Settings):
+    """The three services, and how busy the coordinator keeps them.
+
+    None of it changes a result, so all of it may differ when a run is resumed.
+    """
+
+    policy: ServiceConfig = ServiceConfig()
+    """The model that is trained."""
+    critic: ServiceConfig = ServiceConfig()
+    """Critiques and revises."""
+    judge: ServiceConfig = ServiceConfig()
+    """Compares."""
+    in_flight: int = Field(default=128, ge=1, le=100_000)
+    """Prompts worked on at the same time, 1 to 100,000."""
+    start_timeout: float = Field(default=600.0, gt=0)
+    """Seconds that a service may take until it serves, above 0."""
+    retry_for: float = Field(default=300.0, ge=0)
+    """Seconds for which a call that meets an unavailable or full service is tried again, >= 0."""
+    call_timeout: float = Field(default=600.0, gt=0)
+    """Deadline of one call, in seconds, above 0."""
+    training_threads: PositiveInt | None = None
+    """CPU threads of a training stage, 1 or more. None: all cores."""
+
+
+class StoreConfig(Settings):
+    """How often records are written. Changes no result."""
+
+    part_records: PositiveInt = 2_000
+    """Records after which a part is written, 1 or more."""
+    part_seconds: float = Field(default=20.0, gt=0)
+    """Seconds after which what there is becomes a part, above 0."""

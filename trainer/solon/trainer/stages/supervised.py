@@ -1,0 +1,126 @@
+"""What the two stages on TRL share: arguments, progress, checkpoints that a kill cannot spoil.
+
+Knows nothing of losses or of the run directory's layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from solon.trainer.training import Report, TrainingSettings
+
+_COMPLETE = "complete"
+"""A file that a checkpoint gets last."""
+_LOGGED = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "lr",
+    "mean_token_accuracy": "token_accuracy",
+    "entropy": "entropy",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "mean_reward": "reward",
+}
+"""TRL's name -> ours."""
+
+
+def trainer_arguments(
+    settings: TrainingSettings, *, checkpoints: Path, seed: int
+) -> dict[str, Any]:
+    """Keyword arguments for any of TRL's configuration classes."""
+    steps = settings.batch_size // settings.micro_batch_size
+    return {
+        "output_dir": str(checkpoints),
+        "num_train_epochs": 1,  # `batch_order` lays all epochs end to end
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": _SCHEDULES[settings.schedule],
+        "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "bf16": False,
+        "seed": seed % 2**32,  # numpy's generator takes no more
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_every,
+        "save_total_limit": 2,
+        "logging_steps": settings.log_every,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "max_length": None,  # too long records are gone already
+        "dataset_num_proc": None,
+    }
+
+
+_SCHEDULES = {
+    "constant": "constant_with_warmup",
+    "linear": "linear",
+    "cosine": "cosine",
+}
+
+
+class WholeCheckpoints(Trainer):
+    """Mixed into a TRL trainer: marks whole checkpoints, writes no cards, and phones nobody."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        Trainer._save_checkpoint(self, model, trial)
+        path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        (path / _COMPLETE).touch()
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told what is trained here."""
+
+
+def train(trainer: Trainer, report: Report) -> None:
+    """Train to the end, from the last whole checkpoint if there is one."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress(report))
+    checkpoint = _last_whole_checkpoint(Path(str(trainer.args.output_dir)))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _last_whole_checkpoint(directory: Path) -> Path | None:
+    whole = [path.parent for path in directory.glob(f"checkpoint-*/{_COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Progress(TrainerCallback):
+    """Passes what the trainer logs on to a report."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Say where training starts."""
+        self._report.start(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Pass metrics on; the closing summary, which has no loss of its own, is left out."""
+        if logs and "loss" in logs and state.is_world_process_zero:
+            metrics = {ours: float(logs[key]) for key, ours in _LOGGED.items() if key in logs}
+            self._report.progress(state.global_step, state.max_steps, metrics)

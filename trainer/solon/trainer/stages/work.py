@@ -1,0 +1,136 @@
+"""Many records at a time: bounded concurrency, parts written while the services work on.
+
+Knows nothing of what a record is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from solon.trainer.errors import StageFailed
+from solon.trainer.stages.settings import StoreConfig
+from solon.trainer.store import Parts, Record
+
+Item = TypeVar("Item")
+
+
+async def make_records(
+    items: Sequence[Item],
+    make: Callable[[Item], Awaitable[Record]],
+    *,
+    parts: Parts,
+    in_flight: int,
+    store: StoreConfig,
+    on_record: Callable[[Record], None],
+) -> None:
+    """Make a record of every item and write all of them.
+
+    If making one fails, or this is cancelled, the others that are ready are still written.
+
+    Args:
+        items: What to make records of.
+        make: Makes one.
+        parts: Where they go.
+        in_flight: Items worked on at the same time.
+        store: How often a part is written.
+        on_record: Told of every record after it was handed to be written.
+    """
+    writer = _Writer(parts, store)
+    left = iter(items)
+
+    async def work() -> None:
+        # one iterator for all workers: each takes the next item when it is free
+        for item in left:
+            record = await make(item)
+            await writer.add(record)
+            on_record(record)
+
+    workers = [asyncio.create_task(work()) for _ in range(min(in_flight, len(items)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        await writer.close()
+
+
+class _Writer:
+    """Collects records and writes them in a thread, one part at a time."""
+
+    def __init__(self, parts: Parts, store: StoreConfig) -> None:
+        self._parts = parts
+        self._store = store
+        self._ready: list[Record] = []
+        self._since = time.monotonic()
+        self._writing: asyncio.Future[None] | None = None
+        self._turn = asyncio.Lock()
+
+    async def add(self, record: Record) -> None:
+        """Take a record; wait only if a part is due and the one before is still being written."""
+        self._ready.append(record)
+        waited = time.monotonic() - self._since
+        if len(self._ready) >= self._store.part_records or waited >= self._store.part_seconds:
+            await self._flush()
+
+    async def close(self) -> None:
+        """Write what is left. After a failure to write, leave it: it is not done."""
+        if self._writing is None or not self._failed(self._writing):
+            await self._flush()
+
+    async def _flush(self) -> None:
+        async with self._turn:
+            if self._writing is not None:
+                # a worker that was cancelled left the thread writing
+                await self._writing
+            self._since = time.monotonic()
+            records, self._ready = self._ready, []
+            if records:
+                self._writing = asyncio.ensure_future(
+                    asyncio.to_thread(self._parts.append, records)
+                )
+                await asyncio.shield(self._writing)
+
+    @staticmethod
+    def _failed(writing: asyncio.Future[None]) -> bool:
+        return writing.done() and not writing.cancelled() and writing.exception() is not None
+
+
+class Share:
+    """Holds that no more than a share of all cases is bad, and fails as soon as it is certain."""
+
+    def __init__(self, *, what: str, key: str, limit: float, total: int) -> None:
+        """Count from zero.
+
+        Args:
+            what: What the cases are, in words.
+            key: The configuration key of the limit.
+            limit: Largest share of bad cases, 0 to 1.
+            total: How many cases there will be.
+        """
+        self._what = what
+        self._key = key
+        self._limit = limit
+        self._total = total
+        self.counts: Counter[str] = Counter()
+        """Outcome -> cases so far."""
+
+    def add(self, outcomes: Iterable[str], *, good: str = "made") -> None:
+        """Count cases; all but ``good`` are bad.
+
+        Raises:
+            StageFailed: Even if all that follow are good, the share is above the limit.
+        """
+        self.counts.update(outcomes)
+        bad = {name: n for name, n in sorted(self.counts.items()) if name != good}
+        if sum(bad.values()) > self._limit * self._total:
+            listed = ", ".join(f"{n} {name}" for name, n in bad.items())
+            raise StageFailed(
+                f"{self._what}: {listed} out of {self._total}, which is more than {self._key} = "
+                f"{self._limit!r} allows. Look at the records and at max_tokens, use a better "
+                "model, or raise the limit and run again with --resume"
+            )

@@ -1,0 +1,214 @@
+"""A training stage as a process: ``python -m solon.trainer.stages.worker STAGE --run DIR``.
+
+Speaks JSON lines on stdout and nothing else::
+
+    {"event": "progress", "stage": "rl", "done": 12, "total": 80, "metrics": {...}}
+    {"event": "message", "text": "..."}
+    {"event": "error", "kind": "user" | "internal", "text": "..."}
+    {"event": "done", "metrics": {...}}
+
+Exit code 0, 2 for the user's mistake, 1 for anything else. Knows where a run directory keeps what;
+the stages know how to train. A stage that was killed goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from solon.trainer.config import RunConfig, load_run_config, model_source
+from solon.trainer.errors import RunDirectoryError, StageFailed, StoreError, TrainerError, UserError
+
+_SFT_DATA = "export/sft/train.parquet"
+_PAIRS = "export/preferences/train.parquet"
+_TEST_PAIRS = "export/preferences/test.parquet"
+_RL_PROMPTS = "export/rl_prompts/train.parquet"
+_SL, _REWARD, _RL = "models/sl", "models/reward", "models/rl"
+_NEEDS = {
+    "sft": {_SFT_DATA: "revisions"},
+    "reward": {_SL: "sft", _PAIRS: "preferences"},
+    "rl": {_SL: "sft", _REWARD: "reward", _RL_PROMPTS: "preferences"},
+}
+"""Stage -> what it reads -> the stage that makes it."""
+_FULL_DISK = ("No space left", "os error 28", "Disk quota exceeded")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; the exit code."""
+    parser = argparse.ArgumentParser(prog="solon.trainer.stages.worker", description=__doc__)
+    parser.add_argument("stage", choices=sorted(_STAGES))
+    parser.add_argument("--run", type=Path, required=True, help="the run directory")
+    arguments = parser.parse_args(argv)
+    events = _Events(_take_stdout())
+    try:
+        metrics = _run(arguments.stage, arguments.run, events)
+    except TrainerError as error:
+        kind = "user" if isinstance(error, UserError) else "internal"
+        events.send(event="error", kind=kind, text=str(error))
+        return error.exit_code
+    except Exception as error:
+        # the process's last resort: whatever it was, the coordinator is to hear of it in words
+        traceback.print_exc()
+        full = _disk_is_full(error)
+        text = f"the disk is full: {error}" if full else f"{type(error).__name__}: {error}"
+        events.send(event="error", kind="user" if full else "internal", text=text)
+        return StoreError.exit_code if full else 1
+    events.send(event="done", metrics=metrics)
+    return 0
+
+
+def _take_stdout() -> TextIO:
+    """Keep the real stdout for events; let whatever libraries print there go to stderr."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(own, "w", encoding="utf-8", buffering=1)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # safetensors and torch raise errors of their own, with the system's words in them
+    return any(words in str(error) for words in _FULL_DISK)
+
+
+def _run(stage: str, run: Path, events: _Events) -> dict[str, float]:
+    config = load_run_config(run)
+    for path, maker in _NEEDS[stage].items():
+        if not (run / path).exists():
+            raise RunDirectoryError(
+                f"{run / path}: expected what the {maker} stage makes, it does not exist; run it"
+            )
+    _quieten_libraries()
+    checkpoints = run / "checkpoints" / stage
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    report = _RunReport(stage, run / "metrics.jsonl", events)
+    metrics = _STAGES[stage](config, run, checkpoints, report)
+    shutil.rmtree(checkpoints)
+    return metrics
+
+
+def _quieten_libraries() -> None:
+    """Nothing phones home, and stderr holds warnings that mean something."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging  # noqa: PLC0415 - heavy, and the variables come first
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _sft(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) -> dict[str, float]:
+    from solon.trainer.stages.sft import train_sft  # noqa: PLC0415 - heavy
+
+    return train_sft(
+        config.sft,
+        base_model=model_source(config.models.base_for_sft),
+        data=run / _SFT_DATA,
+        output=run / _SL,
+        checkpoints=checkpoints,
+        seed=config.seed,
+        report=report,
+    )
+
+
+def _reward(
+    config: RunConfig, run: Path, checkpoints: Path, report: _RunReport
+) -> dict[str, float]:
+    from solon.trainer.stages.reward import train_reward  # noqa: PLC0415 - heavy
+
+    return train_reward(
+        config.reward,
+        base_model=str(run / _SL),
+        data=run / _PAIRS,
+        test_data=run / _TEST_PAIRS,
+        output=run / _REWARD,
+        checkpoints=checkpoints,
+        seed=config.seed,
+        report=report,
+    )
+
+
+def _rl(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) -> dict[str, float]:
+    from solon.trainer.stages.rl import train_rl  # noqa: PLC0415 - heavy
+
+    return train_rl(
+        config.rl,
+        base_model=str(run / _SL),
+        reward_model=str(run / _REWARD),
+        data=run / _RL_PROMPTS,
+        output=run / _RL,
+        checkpoints=checkpoints,
+        seed=config.seed,
+        report=report,
+    )
+
+
+class _Events:
+    """The JSON lines."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def send(self, **event: object) -> None:
+        """One line. Not-a-number is no JSON, and is refused."""
+        self._out.write(json.dumps(event, allow_nan=False) + "\n")
+
+
+class _RunReport:
+    """Progress as events, metrics also as rows of ``metrics.jsonl``."""
+
+    def __init__(self, stage: str, metrics: Path, events: _Events) -> None:
+        self._stage, self._metrics, self._events = stage, metrics, events
+
+    def start(self, done: int) -> None:
+        """Drop the rows of steps that will be made again."""
+        if not self._metrics.exists():
+            return
+        lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not self._is_void(line, done)]
+        temporary = self._metrics.with_suffix(f".tmp-{os.getpid()}")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self._metrics)
+
+    def _is_void(self, line: str, done: int) -> bool:
+        if not line.endswith("\n"):
+            return True  # a kill cut it short
+        row = json.loads(line)
+        return bool(row["stage"] == self._stage and row["step"] > done)
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """One event and one row."""
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise StageFailed(
+                f"{self._stage}: {broken[0]} is {metrics[broken[0]]!r} at step {done} of {total}: "
+                f"training diverged; lower {self._stage}.learning_rate"
+            )
+        self._events.send(
+            event="progress", stage=self._stage, done=done, total=total, metrics=dict(metrics)
+        )
+        row = {"stage": self._stage, "step": done, "time": time.time(), **metrics}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def message(self, text: str) -> None:
+        """One event."""
+        self._events.send(event="message", text=text)
+
+
+_STAGES: Mapping[str, Callable[[RunConfig, Path, Path, _RunReport], dict[str, float]]] = {
+    "sft": _sft,
+    "reward": _reward,
+    "rl": _rl,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The run directory: records exactly once, state, exports.
+
+::
+
+    RUN/config.yaml  constitution.yaml  state.json  metrics.jsonl  evaluation.json
+    RUN/revisions/part-*.parquet  preferences/part-*.parquet  evaluation/part-*.parquet
+    RUN/export/sft/train.parquet  export/preferences/{train,test}.parquet  export/rl_prompts/...
+    RUN/models/{sl,reward,rl}/    RUN/checkpoints/    RUN/logs/
+
+A record is done when its part is there; a part is there whole or not at all. So a resumed run
+repeats only what no part holds. Knows nothing of stages, services or models.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from solon.trainer.errors import RunDirectoryError, StoreError
+from solon.trainer.storage import Storage
+
+Record = Mapping[str, Any]
+"""A row as plain values; its keys are the schema's columns."""
+
+STATE_NAME = "state.json"
+_WRITTEN_FOLDERS = ("", "revisions", "preferences", "evaluation", "export", "export/sft")
+_EXPORT_FOLDERS = ("export/preferences", "export/rl_prompts")
+
+
+class Parts:
+    """Records of one kind, in Parquet parts. One writer at a time; see ``lock``."""
+
+    def __init__(self, storage: Storage, folder: str, schema: pa.Schema) -> None:
+        """Look at nothing yet.
+
+        Args:
+            storage: The run directory.
+            folder: The parts' folder in it.
+            schema: Columns; one of them is ``id``.
+        """
+        self._storage = storage
+        self._folder = folder
+        self._schema = schema
+        self._next: int | None = None
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write one part that holds these records; nothing if there are none.
+
+        Raises:
+            StoreError: The part could not be written; none of the records is done.
+        """
+        if not records:
+            return
+        for record in records:
+            assert record.keys() == set(self._schema.names), sorted(record)
+        table = pa.Table.from_pylist([dict(r) for r in records], schema=self._schema)
+        number = self._next_number()
+        self._storage.write(f"{self._folder}/part-{number:06d}.parquet", _parquet(table))
+        self._next = number + 1
+
+    def ids(self) -> set[str]:
+        """Ids of the records that are done.
+
+        Raises:
+            StoreError: A part is damaged, or a record is there twice.
+        """
+        found: set[str] = set()
+        for name in self._names():
+            ids = self._read(name, columns=["id"]).column("id").to_pylist()
+            twice = found.intersection(ids)
+            if twice or len(set(ids)) < len(ids):
+                raise StoreError(
+                    f"{self._storage.url}/{name}: holds records that another part holds too, "
+                    f"such as {next(iter(twice), ids[0])!r}; remove one of the two files"
+                )
+            found.update(ids)
+        return found
+
+    def column(self, name: str) -> list[Any]:
+        """One column of all records."""
+        return [
+            value
+            for part in self._names()
+            for value in self._read(part, columns=[name]).column(name).to_pylist()
+        ]
+
+    def table(self) -> pa.Table:
+        """All records, sorted by id: the same however often the run was interrupted."""
+        tables = [self._read(name) for name in self._names()]
+        if not tables:
+            return self._schema.empty_table()
+        return pa.concat_tables(tables).sort_by("id")
+
+    def records(self) -> Iterable[dict[str, Any]]:
+        """All records, sorted by id, as plain values."""
+        for batch in self.table().to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
+
+    def _names(self) -> list[str]:
+        return self._storage.list(self._folder, ".parquet")
+
+    def _next_number(self) -> int:
+        if self._next is not None:
+            return self._next
+        names = self._names()
+        return int(Path(names[-1]).stem.removeprefix("part-")) + 1 if names else 0
+
+    def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        content = self._storage.read(name)
+        try:
+            table = pq.read_table(io.BytesIO(content), columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(
+                f"{self._storage.url}/{name}: is damaged ({error}); remove it, and run again with "
+                "--resume: its records will be made again"
+            ) from error
+        if columns is None and table.schema != self._schema:
+            raise StoreError(
+                f"{self._storage.url}/{name}: has other columns than this version of Solon writes; "
+                "go on with the version that made it, or start a new run"
+            )
+        return table
+
+
+class RunDirectory:
+    """Everything that a run keeps."""
+
+    def __init__(self, url: str) -> None:
+        """Look at the URL; touch nothing.
+
+        Raises:
+            StoreError: No file system of that kind.
+        """
+        self.url = url
+        self.storage = Storage(url)
+
+    @property
+    def local(self) -> Path:
+        """The folder on this machine, which training and weight updates need.
+
+        Raises:
+            RunDirectoryError: The run is behind a URL.
+        """
+        if self.storage.local_root is None:
+            raise RunDirectoryError(
+                f"{self.url}: training and weight updates read and write models as local files; "
+                "choose a path with --run (records alone may live behind a URL)"
+            )
+        return self.storage.local_root
+
+    def parts(self, folder: str, schema: pa.Schema) -> Parts:
+        """The records of one kind."""
+        return Parts(self.storage, folder, schema)
+
+    def export(self, name: str, records: Iterable[Record], schema: pa.Schema) -> int:
+        """Write ``export/NAME.parquet`` for training; returns the number of its rows."""
+        table = pa.Table.from_pylist([dict(r) for r in records], schema=schema)
+        self.storage.write(f"export/{name}.parquet", _parquet(table))
+        return int(table.num_rows)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put a JSON file in its place."""
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        self.storage.write(name, text.encode())
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value; None if there is no such file.
+
+        Raises:
+            StoreError: It is not JSON.
+        """
+        if not self.storage.exists(name):
+            return None
+        try:
+            return json.loads(self.storage.read(name))
+        except ValueError as error:
+            raise StoreError(f"{self.url}/{name}: is damaged: {error}") from error
+
+    def remove_leftovers(self) -> int:
+        """Remove half-written files of writers that were killed."""
+        return self.storage.remove_leftovers(*_WRITTEN_FOLDERS, *_EXPORT_FOLDERS)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

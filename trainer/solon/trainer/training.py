@@ -1,0 +1,87 @@
+"""How the supervised stages are configured (``sft``, ``reward``), and how stages report.
+
+Imports no torch: the stages that read this import it themselves, in a process of their own.
+Knows nothing of models, tokens or Parquet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from solon.trainer.settings import Settings
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class TrainingSettings(Settings):
+    """What every supervised stage has: batches, optimiser, checkpoints."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the training records, >= 1."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak step size of AdamW, > 0."""
+    schedule: Schedule = "constant"
+    """How the learning rate goes on after the warm-up; linear and cosine end at 0."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all optimiser steps in which the learning rate rises from 0, in [0, 1)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled decay, >= 0."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this L2 norm, > 0."""
+    batch_size: int = Field(default=64, ge=1)
+    """Records in one optimiser step, over all processes, >= 1."""
+    micro_batch_size: int = Field(default=16, ge=1)
+    """Records in one forward pass of one process; divides ``batch_size``. Changes memory only."""
+    max_length: int = Field(default=2048, ge=8)
+    """Tokens of prompt and response together, >= 8. Longer records are left out and counted."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Optimiser steps between checkpoints, >= 1; a killed stage goes on from the last one."""
+    log_every: int = Field(default=10, ge=1)
+    """Optimiser steps between two rows of metrics, >= 1."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> TrainingSettings:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size: expected a divisor of batch_size {self.batch_size}, "
+                f"got {self.micro_batch_size!r}"
+            )
+        return self
+
+
+class SftConfig(TrainingSettings):
+    """SL-CAI: fine-tuning of the base model on revisions (Bai et al. 2022, section 3).
+
+    The paper's setting is the default shape: one epoch at a constant learning rate, half the one of
+    pre-training, and a batch of 1024.
+    """
+
+
+class RewardConfig(TrainingSettings):
+    """The preference model on the judge's labels (Bai et al. 2022, section 4.1)."""
+
+    soft_labels: bool = True
+    """Train on the judge's probabilities; false rounds them to 0 or 1 (the paper's ablation)."""
+    centering: float = Field(default=0.01, ge=0)
+    """Weight of (r_chosen + r_rejected)^2, which keeps rewards near 0 (Eisenstein et al. 2023,
+    section 2); 0 is off."""
+    near_tie: float = Field(default=0.05, ge=0, lt=0.5)
+    """Test pairs whose label is within this of 1/2 do not count for accuracy, in [0, 1/2)."""
+
+
+class Report(Protocol):
+    """Where a stage says how far it is. The worker writes it as JSON lines and metrics."""
+
+    def start(self, done: int) -> None:
+        """Training starts, or goes on, after ``done`` steps. Rows of later steps are void."""
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """``done`` of ``total`` steps are made; ``metrics`` may be empty."""
+
+    def message(self, text: str) -> None:
+        """One sentence for the user."""
