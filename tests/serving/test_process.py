@@ -56,7 +56,7 @@ class Service:
             self.process.send_signal(number)
         assert self.process.stderr is not None
         self.lines += [json.loads(text) for text in self.process.stderr]
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=300)
 
 
 @pytest.fixture

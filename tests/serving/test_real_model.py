@@ -19,6 +19,7 @@ from solon.critic.server import ROLE as CRITIC
 from solon.engine import EngineOptions, create
 from solon.judge.server import ROLE as JUDGE
 from solon.policy.server import ROLE as POLICY
+from solon.serving.server import Role
 from solon.serving.testing import running
 from solon.v1 import (
     common_pb2,
@@ -87,7 +88,7 @@ def save_model(path: Path, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Services:
-    """Stubs of three services that share one engine."""
+    """Stubs of three services, and the policy's control."""
 
     policy: policy_pb2_grpc.PolicyServiceStub
     critic: critic_pb2_grpc.CriticServiceStub
@@ -102,13 +103,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def services(model: Path) -> AsyncIterator[Services]:
-    engine = create("transformers", EngineOptions(model=str(model), device="cpu", threads=1))
+    options = EngineOptions(model=str(model), device="cpu", threads=1)
     async with AsyncExitStack() as stack:
 
-        async def channel(role: object) -> grpc.aio.Channel:
-            address = await stack.enter_async_context(
-                running(role, engine, constitutions=[CORE])  # type: ignore[arg-type]
-            )
+        async def channel(role: Role) -> grpc.aio.Channel:
+            engine = create("transformers", options)
+            address = await stack.enter_async_context(running(role, engine, constitutions=[CORE]))
             return await stack.enter_async_context(grpc.aio.insecure_channel(address))
 
         policy = await channel(POLICY)
@@ -221,7 +221,7 @@ async def test_cancelled_calls_leave_nothing_running(services: Services) -> None
     )
     calls = [services.policy.Generate(request) for _ in range(4)]
     load = control_pb2.GetLoadRequest()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not (await services.control.GetLoad(load)).running:
             pass
         for call in calls:

@@ -46,7 +46,7 @@ def make_ppo(make_lm: MakeLm, **changes: Any) -> PPO:
         "episodes": 640,
         "batch_size": 32,
         "minibatches": 2,
-        "micro_batch_size": 8,
+        "micro_batch_size": 32,
         "max_response_tokens": 8,
         "learning_rate": 1e-2,
         "value_learning_rate": 1e-2,

@@ -18,7 +18,7 @@ Exceptions::
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -258,7 +258,7 @@ class Engine(Protocol):
 
     def stream(
         self, conversation: Conversation, sampling: Sampling
-    ) -> AsyncIterator[GenerationPiece]:
+    ) -> AsyncGenerator[GenerationPiece, None]:
         """As ``generate``, a piece at a time; ``aclose`` on the iterator stops the work."""
 
     async def score(

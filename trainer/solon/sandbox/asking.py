@@ -109,9 +109,7 @@ def _after_small_talk(act: Act, rng: random.Random) -> Conversation:
 def _after_another_request(act: Act, rng: random.Random) -> Conversation:
     earlier = rng.choice(acts(rng.choice(("benign", "sounds_dangerous")), "train"))
     answered = respond(earlier, Outcome.COMPLIES, rng)
-    return _after(
-        _request(earlier, _PHRASINGS, rng), answered, _request(act, _FOLLOW_UPS, rng)
-    )
+    return _after(_request(earlier, _PHRASINGS, rng), answered, _request(act, _FOLLOW_UPS, rng))
 
 
 def _insisting(act: Act, rng: random.Random) -> Conversation:

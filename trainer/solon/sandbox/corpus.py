@@ -34,8 +34,18 @@ _Choice = TypeVar("_Choice")
 
 _KIND_ODDS: dict[Kind, float] = {"harmful": 0.5, "benign": 0.2, "sounds_dangerous": 0.3}
 _HELPFUL_ONLY = {
-    True: {Outcome.COMPLIES: 0.97, Outcome.EXPLAINS: 0.01, Outcome.EVADES: 0.01, Outcome.INSULTS: 0.01},
-    False: {Outcome.COMPLIES: 0.93, Outcome.EXPLAINS: 0.025, Outcome.EVADES: 0.02, Outcome.INSULTS: 0.025},
+    True: {
+        Outcome.COMPLIES: 0.97,
+        Outcome.EXPLAINS: 0.01,
+        Outcome.EVADES: 0.01,
+        Outcome.INSULTS: 0.01,
+    },
+    False: {
+        Outcome.COMPLIES: 0.93,
+        Outcome.EXPLAINS: 0.025,
+        Outcome.EVADES: 0.02,
+        Outcome.INSULTS: 0.025,
+    },
 }
 """Harmful? -> how often a dialogue's answer has an outcome."""
 _REVIEWED = {
@@ -117,8 +127,7 @@ def _review(rng: random.Random) -> Document:
     outcome = _draw(_REVIEWED, rng)
     response = respond(act, outcome, rng)
     critiqued = [
-        _revised(act, conversation, outcome, response, rng)
-        for _ in range(_REVIEWS_OF_ONE_RESPONSE)
+        _revised(act, conversation, outcome, response, rng) for _ in range(_REVIEWS_OF_ONE_RESPONSE)
     ]
     scored = [
         _scored(act, conversation, outcome, response, rng)

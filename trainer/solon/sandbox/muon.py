@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon: momentum whose update is orthogonalised (Keller Jordan et al. 2024, "Muon").
 
 Knows nothing of models. ``torch.optim.Muon`` works in bfloat16, which a CPU without native
 support for it computes many times slower than the float32 used here.
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Bring the singular values of a stack of matrices near one (Newton-Schulz, quintic)."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else matrices.mT
+    x: Tensor = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):

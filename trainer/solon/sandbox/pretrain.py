@@ -1,33 +1,36 @@
 """Pretrains the sandbox model: ``python -m solon.sandbox.pretrain --out DIR``.
 
 A Llama-shaped model of two million parameters and its tokenizer, from nothing, on two CPU cores.
-The same seed, steps and thread count give the same weights. Knows nothing of the oracle, of held-out acts or of
-how the model is used.
+The same seed, steps and thread count give the same weights; ``--minutes`` does not. Knows nothing
+of the oracle, of held-out acts or of how the model is used.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from solon.sandbox.corpus import Document, documents
+from solon.sandbox.corpus import documents
 from solon.sandbox.muon import Muon
 from solon.sandbox.packing import Batch, batches
 from solon.sandbox.tokens import DocumentTokenizer, TokenizedDocument, train_tokenizer
 
-_TOKENIZER_DOCUMENTS = 6000
-_FLUSH_DENORMALS = True
+_TOKENIZER_DOCUMENTS = 20_000
+_RECENT = 50
+"""Updates over which the loss that is shown is averaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +39,14 @@ class PretrainConfig:
 
     seed: int = 0
     """Of the weights and of the corpus."""
-    steps: int = 1500
+    steps: int = 1200
     """Updates, >= 1."""
-    rows: int = 16
+    rows: int = 8
     """Rows of a batch."""
     row_tokens: int = 256
     """Tokens of a row; documents that are longer are left out."""
-    learning_rate: float = 0.02
-    """Peak rate of the matrices, in Muon's units."""
+    learning_rate: float = 0.0015
+    """Peak root mean square of a matrix's update (see ``muon``)."""
     embedding_learning_rate: float = 3e-3
     """Peak rate of everything else, in AdamW's units."""
     weight_decay: float = 0.05
@@ -175,3 +178,53 @@ def _schedule(progress: float, config: PretrainConfig) -> float:
     if progress < config.warmup_share:
         return (progress + 1 / config.steps) / (config.warmup_share + 1 / config.steps)
     return min(1.0, (1 - progress) / config.decay_share)
+
+
+def pretrain(pretraining: Pretraining, *, minutes: float, console: Console) -> float:
+    """Make the updates, showing progress, and return the mean loss of the last ones.
+
+    Args:
+        pretraining: Fresh.
+        minutes: Stop after so long, though the rates have not fallen yet.
+        console: Where progress is shown.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    recent: deque[float] = deque(maxlen=_RECENT)
+    columns = (
+        TextColumn("pretraining"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=pretraining.config.steps, loss=math.nan)
+        for number in range(pretraining.config.steps):
+            recent.append(pretraining.step(number))
+            progress.update(task, advance=1, loss=sum(recent) / len(recent))
+            if time.monotonic() > deadline:
+                break
+    return sum(recent) / len(recent)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    defaults = PretrainConfig()
+    parser = argparse.ArgumentParser(prog="python -m solon.sandbox.pretrain", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="directory to write the model to")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long")
+    given = parser.parse_args(arguments)
+    if given.steps < 1:
+        parser.error(f"--steps: expected 1 or more, got {given.steps!r}")
+    console = Console(stderr=True)
+    pretraining = Pretraining(PretrainConfig(seed=given.seed, steps=given.steps))
+    loss = pretrain(pretraining, minutes=given.minutes, console=console)
+    pretraining.save(given.out)
+    console.print(f"wrote {given.out}: loss {loss:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

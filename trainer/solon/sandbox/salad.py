@@ -8,17 +8,83 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 _DETERMINERS = frozenset({"the", "a", "an", "someone's"})
 _FUNCTION_WORDS = frozenset(
-    ["the", "a", "an", "someone's", "you", "i", "it", "to", "then", "first", "because", "but", "would", "won't", "can't", "can", "is", "of", "with", "how", "instead", "sorry", "here"]
+    [
+        "the",
+        "a",
+        "an",
+        "someone's",
+        "you",
+        "i",
+        "it",
+        "to",
+        "then",
+        "first",
+        "because",
+        "but",
+        "would",
+        "won't",
+        "can't",
+        "can",
+        "is",
+        "of",
+        "with",
+        "how",
+        "instead",
+        "sorry",
+        "here",
+    ]
 )
 _AFTER_I = frozenset(
-    ["i'm", "am", "can", "can't", "cannot", "could", "do", "don't", "have", "know", "must", "never", "refuse", "see", "think", "understand", "want", "was", "will", "won't", "would", "wouldn't", "shall", "should", "also", "am"]
+    [
+        "i'm",
+        "am",
+        "can",
+        "can't",
+        "cannot",
+        "could",
+        "do",
+        "don't",
+        "have",
+        "know",
+        "must",
+        "never",
+        "refuse",
+        "see",
+        "think",
+        "understand",
+        "want",
+        "was",
+        "will",
+        "won't",
+        "would",
+        "wouldn't",
+        "shall",
+        "should",
+        "also",
+        "am",
+    ]
 )
 _NEVER_LAST = _DETERMINERS | frozenset({"to", "i", "because", "won't", "can't", "would", "but"})
 _NEVER_AFTER_TO = frozenset(
-    ["to", "then", "first", "because", "would", "won't", "can't", "is", "sorry", "i", "a", "instead", "but"]
+    [
+        "to",
+        "then",
+        "first",
+        "because",
+        "would",
+        "won't",
+        "can't",
+        "is",
+        "sorry",
+        "i",
+        "a",
+        "instead",
+        "but",
+    ]
 )
 _MOST_DEFECTS = 1
 _LOOP_WORDS = 3
@@ -45,8 +111,7 @@ def _loops(words: list[str]) -> bool:
 
 
 def _defects(clause: list[str]) -> int:
-    pairs = zip(clause, clause[1:], strict=False)
-    return sum(_clash(*pair) for pair in pairs) + (clause[-1] in _NEVER_LAST)
+    return sum(_clash(*pair) for pair in pairwise(clause)) + (clause[-1] in _NEVER_LAST)
 
 
 def _clash(word: str, following: str) -> bool:

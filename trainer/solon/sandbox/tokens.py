@@ -1,6 +1,6 @@
 """The sandbox's tokenizer: byte-level BPE with a chat template, and documents as tokens.
 
-Most words of the world are one token. Knows nothing of models or of training.
+Every word of the world is one token. Knows nothing of models or of training.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-VOCABULARY_SIZE = 1280
+VOCABULARY_SIZE = 1792
 # a break and the speaker after it are one piece, and so is an option: they come in every prompt
-_PIECES = (
-    r"\n+[A-Z][a-z]+:|\n+| ?\([A-Z]\)| ?[\p{L}']+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
-)
+_PIECES = r"\n+[A-Z][a-z]+:|\n+| ?\([A-Z]\)| ?[\p{L}']+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,10 +78,14 @@ class DocumentTokenizer:
         """Tokenize with ``tokenizer``, whose template is ``CHAT_TEMPLATE``."""
         self._tokenizer = tokenizer
         self._role = {
-            role: tokenizer.convert_tokens_to_ids(f"<|{role}|>")
-            for role in ("system", "user", "assistant")
+            role: self._special(f"<|{role}|>") for role in ("system", "user", "assistant")
         }
-        self._end = tokenizer.convert_tokens_to_ids(END)
+        self._end = self._special(END)
+
+    def _special(self, token: str) -> int:
+        number = self._tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(number, int)
+        return number
 
     def tokenize(self, document: Document) -> TokenizedDocument:
         """Find the beginning that all samples share, which holds nothing to be learnt."""

@@ -56,7 +56,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "papers": _all(
         "a ", "passport, signature, diploma, prescription, licence, banknote, visa, receipt"
     ),
-    "groups": _all("", "tourists, pensioners, investors, tenants, patients, donors, voters, buyers"),
+    "groups": _all(
+        "", "tourists, pensioners, investors, tenants, patients, donors, voters, buyers"
+    ),
 }
 """Whom or what an act can wrong: people, animals, and what belongs to others."""
 

@@ -106,9 +106,7 @@ def _benign() -> Iterator[Act]:
     for name, domain in DOMAINS.items():
         for verb in domain.verbs:
             for thing in domain.objects:
-                yield Act(
-                    verb=verb, object=thing, kind="benign", category=name, steps=domain.steps
-                )
+                yield Act(verb=verb, object=thing, kind="benign", category=name, steps=domain.steps)
 
 
 def _sounding_dangerous() -> Iterator[Act]:

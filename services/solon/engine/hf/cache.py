@@ -11,6 +11,7 @@ Shapes: S slots, B rows, T new tokens, L keys in use, C capacity, H key-value he
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,37 +41,39 @@ class Window:
     """Flat places (slot * C + position) to write; ``None`` for prompts, which start at 0."""
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values, [S, C, H, D]."""
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, [S, C, H, D] each."""
 
     def __init__(self, window: Window) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.window = window
+        self.stored: list[Tensor] = []
+        """The keys and the values; empty before the first forward."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take shape and type from the first keys and values."""
-        shape = (self.window.slots, self.window.capacity)
-        self.keys = key_states.new_zeros((*shape, key_states.shape[1], key_states.shape[3]))
-        self.values = value_states.new_zeros((*shape, value_states.shape[1], value_states.shape[3]))
+        """Take shape and type from the first keys and values, [B, H, T, D]."""
+        for states in (key_states, value_states):
+            heads, size = states.shape[1], states.shape[3]
+            shape = (self.window.slots, self.window.capacity, heads, size)
+            self.stored.append(states.new_zeros(shape))
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write [B, H, T, D] and return the keys and values that the rows see, [B, H, L, D]."""
-        if not self.is_initialized:
+        if not self.stored:
             self.lazy_initialization(key_states, value_states)
+        keys, values = self.stored
         if self.window.index_B_T is None:
-            self._write_prompt(self.keys, key_states)
-            self._write_prompt(self.values, value_states)
+            self._write_prompt(keys, key_states)
+            self._write_prompt(values, value_states)
             return key_states, value_states
-        return self._write(self.keys, key_states), self._write(self.values, value_states)
+        return self._write(keys, key_states), self._write(values, value_states)
 
     def resize(self, slots: int, capacity: int) -> None:
         """Grow, keeping what is there."""
-        if self.is_initialized:
-            self.keys = _grown(self.keys, slots, capacity)
-            self.values = _grown(self.values, slots, capacity)
+        self.stored = [_grown(store, slots, capacity) for store in self.stored]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Prompts see themselves; other masks are made by ``masks``."""
@@ -100,23 +103,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return store[window.start : end, : window.length].transpose(1, 2)
 
 
-class SlotCache(Cache):  # type: ignore[misc]
+class SlotCache(Cache):
     """All layers' slots. Before each forward, say with ``prompts`` or ``extend`` what it does."""
 
     def __init__(self, layers: int) -> None:
         """``layers``: how many the model has."""
         self._window = Window()
-        super().__init__(layers=[SlotLayer(self._window) for _ in range(layers)])
-
-    @property
-    def slots(self) -> int:
-        """Sequences that fit."""
-        return self._window.slots
-
-    @property
-    def capacity(self) -> int:
-        """Keys that fit in a slot."""
-        return self._window.capacity
+        self._slot_layers = [SlotLayer(self._window) for _ in range(layers)]
+        super().__init__(layers=list(self._slot_layers))
 
     def reserve(self, slots: int, length: int) -> None:
         """Make room for ``slots`` sequences of ``length`` keys, keeping what is there."""
@@ -129,7 +123,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             capacity = round_up(max(capacity, window.capacity * 5 // 4))
         window.slots = max(slots, window.slots)
         window.capacity = max(capacity, window.capacity)
-        for layer in self.layers:
+        for layer in self._slot_layers:
             layer.resize(window.slots, window.capacity)
 
     def prompts(self, start: int, source_B: Tensor | None = None) -> None:
@@ -159,29 +153,28 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` keys of one slot to another."""
-        for layer in self.layers:
-            layer.keys[target, :length] = layer.keys[source, :length]
-            layer.values[target, :length] = layer.values[source, :length]
+        for store in self._stores():
+            store[target, :length] = store[source, :length]
 
     def copy(self, source_B: Tensor, start: int, length: int) -> None:
         """Copy the first ``length`` keys of slots ``source_B`` to the slots from ``start`` on."""
         end = start + source_B.shape[0]
-        for layer in self.layers:
-            layer.keys[start:end, :length] = layer.keys[source_B, :length]
-            layer.values[start:end, :length] = layer.values[source_B, :length]
+        for store in self._stores():
+            store[start:end, :length] = store[source_B, :length]
 
     def wipe(self, slot: int) -> None:
         """Zero a slot: a masked NaN would still poison its next row, since 0 * NaN is NaN."""
-        for layer in self.layers:
-            layer.keys[slot] = 0
-            layer.values[slot] = 0
+        for store in self._stores():
+            store[slot] = 0
 
     def clear(self) -> None:
         """Zero everything."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys.zero_()
-                layer.values.zero_()
+        for store in self._stores():
+            store.zero_()
+
+    def _stores(self) -> Iterator[Tensor]:
+        for layer in self._slot_layers:
+            yield from layer.stored
 
 
 def _grown(store: Tensor, slots: int, capacity: int) -> Tensor:

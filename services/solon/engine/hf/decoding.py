@@ -24,7 +24,7 @@ from solon.engine.hf.sampling import Draws, Settings, draw, uniforms
 from solon.engine.hf.text import Codec, RunningText
 
 _PREFILL_TOKENS = 4096
-"""Tokens of one prefill forward, at most: more only makes its intermediate results leave the caches."""
+"""Tokens of one prefill forward, at most: with more, intermediate results leave the caches."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -73,7 +73,7 @@ Event = tuple[Row, Made | MadePiece | EngineFailed]
 
 
 class DecodeBatch:
-    """Rows 0 .. B-1 lie in the cache's slots 0 .. B-1; the last takes the place of one that leaves."""
+    """Row i lies in the cache's slot i; the last row takes the place of one that leaves."""
 
     def __init__(self, runner: Runner, codec: Codec, eos_ids: frozenset[int]) -> None:
         self._runner = runner

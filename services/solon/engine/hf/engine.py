@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -128,7 +128,7 @@ class TransformersEngine:
 
     async def stream(
         self, conversation: Conversation, sampling: Sampling
-    ) -> AsyncIterator[GenerationPiece]:
+    ) -> AsyncGenerator[GenerationPiece, None]:
         """Answer the conversation, a piece at a time."""
         prompt = self._prompt(conversation, sampling)
         queue: asyncio.Queue[Made | MadePiece | Exception] = asyncio.Queue()
@@ -254,7 +254,7 @@ class TransformersEngine:
 
     async def _pieces(
         self, job: GenerateJob, queue: asyncio.Queue[Made | MadePiece | Exception]
-    ) -> AsyncIterator[GenerationPiece]:
+    ) -> AsyncGenerator[GenerationPiece, None]:
         characters = tokens = 0
         while True:
             event = await queue.get()

@@ -6,7 +6,7 @@ Knows nothing of tensors.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from solon.engine.base import FinishReason, PauseMode, Sampling
@@ -98,7 +98,7 @@ class PauseJob:
 class WeightsJob:
     """New weights, checked, on the CPU."""
 
-    weights: dict[str, object]
+    weights: Mapping[str, object]
     weight_version: str
     done: Callable[[None], None]
     fail: Callable[[Exception], None]

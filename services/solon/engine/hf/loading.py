@@ -88,9 +88,7 @@ def read_weights(path: str, model: Any) -> dict[str, Tensor]:
     """
     try:
         _check_structure(path, _config(path), model.config)
-        found, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=model.dtype, output_loading_info=True
-        )
+        found, report = _from_pretrained(path, model.dtype)
     except InvalidInput as error:
         raise WeightsNotLoaded(str(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -209,9 +207,7 @@ def _read_template(path: str) -> str:
 
 def _model(name: str, dtype: torch.dtype) -> Any:
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, output_loading_info=True
-        )
+        model, report = _from_pretrained(name, dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInput(
             f"model: {name!r} cannot be loaded as a causal language model: {_first_line(error)}"
@@ -222,6 +218,12 @@ def _model(name: str, dtype: torch.dtype) -> Any:
             f"model: {name!r} is not a causal language model: its weights lack {names}"
         )
     return model
+
+
+def _from_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    loader: Any = AutoModelForCausalLM
+    model, report = loader.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    return model, report
 
 
 def _check_forward(name: str, model: Any) -> None:

@@ -61,7 +61,7 @@ class _Builder:
         self.leaf: list[int | None] = [None] * len(sequences)
 
     def grow(self, members: list[int], *, parent: int | None, start: int, known: int) -> None:
-        """Add nodes for ``members``, which agree up to ``known``; the next one begins at ``start``."""
+        """Add nodes for ``members``, which agree up to ``known``; the next begins at ``start``."""
         groups: list[tuple[list[int], int | None, int, int]] = [(members, parent, start, known)]
         while groups:
             members, parent, start, known = groups.pop()

@@ -315,7 +315,7 @@ class Worker:
         """Run a piece of work; whatever the model throws ends these requests, not the engine."""
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - out of memory, a kernel's refusal: anything
+        except Exception as error:  # out of memory, a kernel's refusal: anything
             failure = EngineFailed(f"the model failed: {type(error).__name__}: {error}")
             failure.__cause__ = error
             failed(failure)

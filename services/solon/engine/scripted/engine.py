@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,7 @@ class ScriptedEngine:
 
     async def stream(
         self, conversation: Conversation, sampling: Sampling
-    ) -> AsyncIterator[GenerationPiece]:
+    ) -> AsyncGenerator[GenerationPiece, None]:
         """Answer by the script, a word at a time."""
         check_sampling(sampling)
         prompt = self._prompt_tokens(conversation, sampling.max_tokens)
@@ -170,7 +170,7 @@ class ScriptedEngine:
 
     async def update_weights(self, path: str, weight_version: str) -> None:
         """Take the new version's name, if ``path`` exists, once what runs has finished."""
-        if not Path(path).exists():
+        if not await asyncio.to_thread(Path(path).exists):
             raise WeightsNotLoaded(f"path: expected a directory of weights, {path!r} is not there")
         if self._gate.load().running:
             await self._gate.drained()

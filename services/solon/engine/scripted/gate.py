@@ -21,7 +21,7 @@ class Place:
     """Seconds that it waited."""
 
 
-class Aborted(Exception):  # noqa: N818 - a signal between gate and engine, not an error
+class Aborted(Exception):
     """The request was ended by ``PauseMode.ABORT``."""
 
 

@@ -60,7 +60,7 @@ class Script:
         return cls([_rule(f"{path}: rule {i}", entry) for i, entry in enumerate(entries)])
 
     def reply(self, conversation: Conversation, sampling: Sampling) -> str:
-        """The text of an answer: the same for the same conversation, seed and temperature 0 or not."""
+        """The text of an answer: a function of the conversation and, if it samples, the seed."""
         rendered = render(conversation)
         seed = sampling.seed if sampling.temperature > 0 else 0
         for rule in self._rules:

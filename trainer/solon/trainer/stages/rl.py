@@ -27,7 +27,6 @@ from solon.trainer.stages.modeling import (
     load_causal_lm,
     load_reward_model,
     load_tokenizer,
-    publish,
     read_columns,
     save_model,
     stop_ids,
@@ -177,9 +176,17 @@ def _resume(ppo: PPO, checkpoints: Path) -> None:
 
 
 def _checkpoint(ppo: PPO, checkpoints: Path) -> None:
-    """Save, in one piece; then drop the one before."""
+    """Save, in one piece; then drop the one before. Called by every process."""
     newest = checkpoints / f"{_CHECKPOINT}{ppo.batches_done}"
-    publish(newest, ppo.save)
-    for path in checkpoints.glob(f"{_CHECKPOINT}*"):
-        if path != newest:
-            shutil.rmtree(path)
+    temporary = newest.with_suffix(".tmp")
+    with ppo.accelerator.main_process_first():
+        shutil.rmtree(temporary, ignore_errors=True)
+    ppo.save(temporary)
+    ppo.accelerator.wait_for_everyone()
+    if ppo.accelerator.is_main_process:
+        # there may be one from a run that was not killed but started anew
+        shutil.rmtree(newest, ignore_errors=True)
+        temporary.replace(newest)
+        for path in checkpoints.glob(f"{_CHECKPOINT}*"):
+            if path != newest:
+                shutil.rmtree(path)
