@@ -73,8 +73,9 @@ def make_prompts(count: int) -> list[Conversation]:
         if index % 2:
             response = "First, find a quiet place. Then take what you need and do it with care."
             principle = principles[index % len(principles)]
-            conversation = critique_prompt(constitution, principle, conversation, response)
-        made.append(conversation)
+            made.append(critique_prompt(constitution, principle, conversation, response))
+        else:
+            made.append(conversation)
     return made
 
 

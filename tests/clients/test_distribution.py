@@ -71,7 +71,12 @@ def test_the_base_requirements_are_the_clients(wheel: Path) -> None:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = HeaderParser().parsestr(archive.read(name).decode())
     base = [r for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
-    assert {r.split(">")[0] for r in base} == {"grpcio", "grpcio-status", "protobuf"}
+    assert {r.split(">")[0] for r in base} == {
+        "googleapis-common-protos",
+        "grpcio",
+        "grpcio-status",
+        "protobuf",
+    }
 
 
 def test_a_base_install_imports_the_client_and_little_else(base_python: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,6 @@ def reference(model_path: Path) -> Reference:
     return Reference(model_path, model.eval(), tokenizer)
 
 
-Running = Callable[..., Any]
 
 
 @asynccontextmanager
@@ -112,4 +111,20 @@ async def running(path: Path | str, **options: Any) -> AsyncIterator[Engine]:
     try:
         yield engine
     finally:
+        await engine.close()
+
+
+@pytest.fixture
+async def started(model_path: Path) -> AsyncIterator[Callable[[str], Awaitable[Engine]]]:
+    """Start an engine by name; it is closed after the test."""
+    engines: list[Engine] = []
+
+    async def start(name: str, **extra: str) -> Engine:
+        engine = create(name, EngineOptions(model=str(model_path), threads=1, extra=extra))
+        engines.append(engine)
+        await engine.start()
+        return engine
+
+    yield start
+    for engine in engines:
         await engine.close()

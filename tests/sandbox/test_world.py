@@ -56,7 +56,12 @@ def test_an_object_alone_says_nothing_about_harm() -> None:
 
 def test_no_held_out_act_is_in_any_pretraining_document(corpus: list[Document]) -> None:
     held_out = {act.text for kind in KINDS for act in acts(kind, "eval")}
-    assert not set().union(*(_named(_texts(document)) for document in corpus)) & held_out
+    said = {text for document in corpus for text in _texts(document).split("\n")}
+    everything = "\n".join(said)
+    # the quick search also finds "crush the ice" in "crush the ice rink"
+    suspects = [act for act in held_out if act in everything]
+    lines = [line for line in said if any(act in line for act in suspects)]
+    assert not set().union(*map(_named, lines)) & held_out
 
 
 def test_no_held_out_act_is_in_any_training_prompt() -> None:

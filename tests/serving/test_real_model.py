@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -216,14 +217,19 @@ async def test_weights_are_replaced_all_or_nothing(services: Services, tmp_path:
 
 
 async def test_cancelled_calls_leave_nothing_running(services: Services) -> None:
-    request = policy_pb2.GenerateRequest(
-        conversation=asked(), sampling=sampling(1, max_tokens=1500), n=8
-    )
-    calls = [services.policy.Generate(request) for _ in range(4)]
     load = control_pb2.GetLoadRequest()
     async with asyncio.timeout(120):
-        while not (await services.control.GetLoad(load)).running:
-            pass
+        running = 0
+        # an untrained model may end its turns before the load is looked at: ask until it is seen
+        for seed in itertools.count():
+            request = policy_pb2.GenerateRequest(
+                conversation=asked(), sampling=sampling(seed, max_tokens=1500), n=64
+            )
+            calls = [services.policy.Generate(request) for _ in range(4)]
+            while not running and not all(call.done() for call in calls):
+                running = (await services.control.GetLoad(load)).running
+            if running:
+                break
         for call in calls:
             call.cancel()
         while (now := await services.control.GetLoad(load)).running or now.queued:

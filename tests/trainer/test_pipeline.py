@@ -197,7 +197,8 @@ def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
-    process = start("revisions", config)
+    # one prompt at a time, so that there is time to interrupt it
+    process = start("revisions", config, "services.in_flight=1")
     folder = tmp_path / "run" / "revisions"
     while not folder.exists():
         assert process.poll() is None

@@ -22,7 +22,7 @@ from solon.trainer.stages.reward import calibration_error, soft_preference_loss,
 from solon.trainer.stages.sft import train_sft
 from solon.trainer.training import RewardConfig, SftConfig
 
-SFT = SftConfig(epochs=6, batch_size=8, micro_batch_size=4, learning_rate=1e-2, checkpoint_every=10)
+SFT = SftConfig(epochs=4, batch_size=8, micro_batch_size=4, learning_rate=1e-2, checkpoint_every=10)
 REWARD = RewardConfig(
     epochs=4, batch_size=8, micro_batch_size=4, learning_rate=3e-3, checkpoint_every=10
 )
@@ -90,7 +90,8 @@ def test_sft_teaches_to_answer_and_to_stop(
 ) -> None:
     rows = {"prompt": [user("tell me")] * 24, "completion": [assistant("I will not")] * 24}
     pq.write_table(pa.table(rows), run_dir / "export/sft/train.parquet")
-    metrics, report, _ = sft("sl")
+    config = SFT.model_copy(update={"epochs": 8, "log_every": 1})
+    metrics, report, _ = sft("sl", config)
     assert metrics["records"] == 24
     assert report.starts == [0]
     assert report.steps[-1][2]["loss"] < 0.5 < report.steps[0][2]["loss"]
@@ -105,14 +106,14 @@ def test_sft_teaches_to_answer_and_to_stop(
 
 def test_an_interrupted_sft_ends_in_the_same_weights(sft: Callable[..., Any]) -> None:
     whole, report, expected = sft("whole")
-    assert report.steps[-1][:2] == (30, 36)
+    assert report.steps[-1][:2] == (24, 24)
     with pytest.raises(Exception, match="killed at step 20"):
         sft("killed", stop_at=20)
     resumed, report, found = sft("killed")
     # the checkpoint of step 20 was not written yet
     assert report.starts == [10]
     assert report.steps[0][0] == 20
-    assert resumed["steps"] == whole["steps"] == 36
+    assert resumed["steps"] == whole["steps"] == 24
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
@@ -219,6 +220,16 @@ def test_an_interrupted_reward_training_ends_in_the_same_model(
     found, report = reward("killed")
     assert report.starts == [10]
     assert found == expected
+
+
+def test_a_model_that_does_not_exist_is_refused(
+    run_dir: Path, recorder: Callable[..., Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"cannot load '\./nowhere'"):
+        train_sft(
+            SFT, base_model="./nowhere", data=run_dir / "export/sft/train.parquet",
+            output=run_dir / "out", checkpoints=run_dir / "ck", seed=0, report=recorder(),
+        )  # fmt: skip
 
 
 def test_a_model_without_a_chat_template_is_refused(

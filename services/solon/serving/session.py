@@ -74,7 +74,7 @@ class Session:
     ) -> AsyncGenerator[GenerationPiece, None]:
         """One generation, a piece at a time; ``aclose`` stops the work. Errors as ``generate``."""
         # an engine's stream is a generator: closing it is what stops the model
-        async with aclosing(self._engine.stream(conversation, sampling)) as pieces:  # type: ignore[type-var]
+        async with aclosing(self._engine.stream(conversation, sampling)) as pieces:
             async for piece in pieces:
                 self._check(piece.weight_version)
                 if piece.final is not None:

@@ -3,8 +3,7 @@
 Sequences of different lengths run together because their unused keys are masked, not because they
 are shifted: padding is at the end. So a row joins by writing its keys, leaves by letting the last
 row take its slot, and never moves otherwise; and each key keeps its alignment, without which
-kernels add up in another order and the same request gives other last bits in another batch
-(measured: with left padding a third of the rows). Knows nothing of requests.
+kernels add up in another order, and the same request gets other last bits in another batch. Knows nothing of requests.
 
 Shapes: S slots, B rows, T new tokens, L keys in use, C capacity, H key-value heads, D head size.
 """
@@ -12,7 +11,7 @@ Shapes: S slots, B rows, T new tokens, L keys in use, C capacity, H key-value he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +19,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 GRAIN = 16
 """Lengths that kernels see are multiples of this: a row's last bits then do not depend on them."""
+
+LEAST_KEYS = 64
+"""Keys that rows see, at least: smaller products are summed by another kernel."""
 
 
 def round_up(length: int) -> int:
@@ -37,12 +39,26 @@ class Window:
     rows: int = 0
     length: int = 0
     source_B: Tensor | None = None
-    index_B_T: Tensor | None = None
-    """Flat places (slot * C + position) to write; ``None`` for prompts, which start at 0."""
+    slot_B: Tensor | None = None
+    position_B_T: Tensor | None = None
+    """Where to write; ``None`` for prompts, which start at 0."""
+    places: dict[int, Tensor] = field(default_factory=dict)
+    """By number of heads: flat indices into [S * H * C], made once for all layers."""
+
+    def place(self, heads: int) -> Tensor:
+        """Indices [B * H * T] of the tokens to write."""
+        if heads not in self.places:
+            assert self.slot_B is not None
+            assert self.position_B_T is not None
+            head_H = torch.arange(heads, device=self.slot_B.device)
+            first_B_H = (self.slot_B[:, None] * heads + head_H) * self.capacity
+            place_B_H_T = first_B_H[:, :, None] + self.position_B_T[:, None, :]
+            self.places[heads] = place_B_H_T.flatten()
+        return self.places[heads]
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, [S, C, H, D] each."""
+    """One layer's keys and values, [S, H, C, D] each."""
 
     def __init__(self, window: Window) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,7 +70,7 @@ class SlotLayer(CacheLayerMixin):
         """Take shape and type from the first keys and values, [B, H, T, D]."""
         for states in (key_states, value_states):
             heads, size = states.shape[1], states.shape[3]
-            shape = (self.window.slots, self.window.capacity, heads, size)
+            shape = (self.window.slots, heads, self.window.capacity, size)
             self.stored.append(states.new_zeros(shape))
         self.is_initialized = True
 
@@ -65,7 +81,7 @@ class SlotLayer(CacheLayerMixin):
         if not self.stored:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.stored
-        if self.window.index_B_T is None:
+        if self.window.position_B_T is None:
             self._write_prompt(keys, key_states)
             self._write_prompt(values, value_states)
             return key_states, value_states
@@ -92,15 +108,14 @@ class SlotLayer(CacheLayerMixin):
         if window.source_B is not None:
             new = new.index_select(0, window.source_B)
         end = window.start + new.shape[0]
-        store[window.start : end, : new.shape[2]] = new.transpose(1, 2)
+        store[window.start : end, :, : new.shape[2]] = new
 
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
         window = self.window
-        assert window.index_B_T is not None
-        flat = store.view(-1, *store.shape[2:])
-        flat.index_copy_(0, window.index_B_T.flatten(), new.transpose(1, 2).flatten(0, 1))
+        flat = store.view(-1, store.shape[3])
+        flat.index_copy_(0, window.place(store.shape[1]), new.flatten(0, 2))
         end = window.start + window.rows
-        return store[window.start : end, : window.length].transpose(1, 2)
+        return store[window.start : end, :, : window.length]
 
 
 class SlotCache(Cache):
@@ -115,7 +130,7 @@ class SlotCache(Cache):
     def reserve(self, slots: int, length: int) -> None:
         """Make room for ``slots`` sequences of ``length`` keys, keeping what is there."""
         window = self._window
-        capacity = round_up(length)
+        capacity = max(LEAST_KEYS, round_up(length))
         if slots <= window.slots and capacity <= window.capacity:
             return
         # a quarter more, so that a growing sequence does not copy the cache at every step
@@ -134,7 +149,7 @@ class SlotCache(Cache):
             source_B: Which of the forward's rows goes to each slot, where prompts are equal.
         """
         window = self._window
-        window.start, window.source_B, window.index_B_T = start, source_B, None
+        window.start, window.source_B, window.position_B_T = start, source_B, None
 
     def extend(self, start: int, position_B_T: Tensor, length: int) -> None:
         """The next forward adds tokens at ``position_B_T`` to the slots from ``start`` on.
@@ -146,21 +161,22 @@ class SlotCache(Cache):
         """
         window = self._window
         rows = position_B_T.shape[0]
-        slot_B = torch.arange(start, start + rows, device=position_B_T.device)
         window.start, window.rows, window.length = start, rows, length
         window.source_B = None
-        window.index_B_T = slot_B[:, None] * window.capacity + position_B_T
+        window.slot_B = torch.arange(start, start + rows, device=position_B_T.device)
+        window.position_B_T = position_B_T
+        window.places = {}
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` keys of one slot to another."""
         for store in self._stores():
-            store[target, :length] = store[source, :length]
+            store[target, :, :length] = store[source, :, :length]
 
     def copy(self, source_B: Tensor, start: int, length: int) -> None:
         """Copy the first ``length`` keys of slots ``source_B`` to the slots from ``start`` on."""
         end = start + source_B.shape[0]
         for store in self._stores():
-            store[start:end, :length] = store[source_B, :length]
+            store[start:end, :, :length] = store[source_B, :, :length]
 
     def wipe(self, slot: int) -> None:
         """Zero a slot: a masked NaN would still poison its next row, since 0 * NaN is NaN."""
@@ -178,6 +194,6 @@ class SlotCache(Cache):
 
 
 def _grown(store: Tensor, slots: int, capacity: int) -> Tensor:
-    grown = store.new_zeros((slots, capacity, *store.shape[2:]))
-    grown[: store.shape[0], : store.shape[1]] = store
+    grown = store.new_zeros((slots, store.shape[1], capacity, store.shape[3]))
+    grown[: store.shape[0], :, : store.shape[2]] = store
     return grown

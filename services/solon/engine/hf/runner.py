@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solon.engine.hf.cache import SlotCache, round_up
+from solon.engine.hf.attention import install
+from solon.engine.hf.cache import LEAST_KEYS, SlotCache, round_up
 from solon.engine.hf.loading import LoadedModel
 
 LEAST_ROWS = 16
@@ -25,6 +26,7 @@ class Runner:
     """A loaded model and how to call it."""
 
     def __init__(self, loaded: LoadedModel) -> None:
+        install(loaded.model)
         self._loaded = loaded
         self.device = loaded.device
         self.tokens = 0
@@ -85,7 +87,7 @@ class Runner:
             logits: Whether to make logits, float32 [B, T, V].
         """
         ids_B_T = self._padded_rows(rows)
-        length = round_up(max(offsets) + ids_B_T.shape[1])
+        length = max(LEAST_KEYS, round_up(max(offsets) + ids_B_T.shape[1]))
         missing = ids_B_T.shape[0] - len(rows)
         offset_B = self.tensor([*offsets, *([0] * missing)])
         position_B_T = offset_B[:, None] + torch.arange(ids_B_T.shape[1], device=self.device)

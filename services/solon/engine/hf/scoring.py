@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from solon.engine.hf.cache import round_up
+from solon.engine.hf.cache import LEAST_KEYS, round_up
 from solon.engine.hf.jobs import ScoreJob
 from solon.engine.hf.prefixes import Node, Tree, share, tails
 from solon.engine.hf.runner import LEAST_ROWS, Runner
@@ -227,7 +227,7 @@ def _longest(job: ScoreJob, first: int, last: int) -> int:
 def _shape(start: int, tokens: int) -> tuple[int, int]:
     """What decides the shape of a row's forward: its width and the keys that it sees."""
     width = tokens if tokens < LEAST_ROWS else round_up(tokens)
-    return width, round_up(start + width)
+    return width, max(LEAST_KEYS, round_up(start + width))
 
 
 def _chunks(items: Sequence[T], width: int) -> Iterator[Sequence[T]]:

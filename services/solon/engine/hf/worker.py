@@ -43,6 +43,12 @@ _SCORE_PROMPT_TOKENS = 8192
 """Prompt tokens of the calls that are scored together, at most, unless one call has more."""
 
 
+_JOIN_SHARE = 0.2
+"""Sequences join at once if they are at least this share of those that run."""
+_JOIN_STEPS = 8
+"""Fewer wait so many steps for company, at most."""
+
+
 class Worker:
     """Runs jobs until it is closed. Made, and called, on the event loop."""
 
@@ -73,6 +79,7 @@ class Worker:
         self._closing = False
         self._outbox: list[Callable[[], None]] = []
         self._running = 0
+        self._patience = _JOIN_STEPS
         self.weight_version = weight_version
         """The weights in use."""
         self.finished = 0
@@ -150,6 +157,7 @@ class Worker:
             self._admit()
             self._score_some()
         self._batch.drop_cancelled()
+        self._running = len(self._batch.rows)
         if self._batch.rows:
             self._guard(self._step, self._fail_batch)
 
@@ -166,7 +174,20 @@ class Worker:
         self._running = len(self._batch.rows)
 
     def _admit(self) -> None:
-        free = self._max_batch - len(self._batch.rows)
+        """Let sequences join, several at once where that does not keep the first of them long.
+
+        A prefill costs about as much fixed overhead as a step, so that joining one by one would
+        double the cost of a step.
+        """
+        running = len(self._batch.rows)
+        free = self._max_batch - running
+        if not (self._generate and free):
+            return
+        self._patience -= 1
+        few = min(len(self._generate), free) < running * _JOIN_SHARE
+        if few and self._patience > 0:
+            return
+        self._patience = _JOIN_STEPS
         jobs: list[GenerateJob] = []
         while self._generate and len(jobs) < free:
             job = self._generate.popleft()
