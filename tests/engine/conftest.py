@@ -101,8 +101,6 @@ def reference(model_path: Path) -> Reference:
     return Reference(model_path, model.eval(), tokenizer)
 
 
-
-
 @asynccontextmanager
 async def running(path: Path | str, **options: Any) -> AsyncIterator[Engine]:
     """A started transformers engine on one CPU thread."""

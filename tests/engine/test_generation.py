@@ -275,7 +275,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(model_path: Path)
         with pytest.raises(Overloaded):
             await engine.score(PROMPTS[:1], [["(A)"]])
         await engine.resume()
-        assert all((await asyncio.gather(*accepted)))
+        assert all(await asyncio.gather(*accepted))
     assert caught.value.retry_after > 0
 
 

@@ -3,7 +3,8 @@
 Sequences of different lengths run together because their unused keys are masked, not because they
 are shifted: padding is at the end. So a row joins by writing its keys, leaves by letting the last
 row take its slot, and never moves otherwise; and each key keeps its alignment, without which
-kernels add up in another order, and the same request gets other last bits in another batch. Knows nothing of requests.
+kernels add up in another order, and the same request gets other last bits in another batch.
+Knows nothing of requests.
 
 Shapes: S slots, B rows, T new tokens, L keys in use, C capacity, H key-value heads, D head size.
 """

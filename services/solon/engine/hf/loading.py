@@ -9,17 +9,23 @@ import inspect
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from solon.engine.base import InvalidInput, WeightsNotLoaded
 from solon.engine.hf.masks import Masks
 from solon.engine.options import EngineOptions
 
 _LOG = logging.getLogger(__name__)
+
+_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError)
+"""What transformers raises for weights that are missing, cut short or of another kind."""
 
 _STRUCTURE = (
     "model_type",
@@ -62,6 +68,7 @@ def load(options: EngineOptions, chat_template: str | None) -> LoadedModel:
     Raises:
         InvalidInput: It cannot be loaded; one sentence says why and what to do.
     """
+    disable_progress_bar()
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
     config = _config(options.model)
@@ -91,7 +98,7 @@ def read_weights(path: str, model: Any) -> dict[str, Tensor]:
         found, report = _from_pretrained(path, model.dtype)
     except InvalidInput as error:
         raise WeightsNotLoaded(str(error)) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise WeightsNotLoaded(f"path {path!r}: {_first_line(error)}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
@@ -208,7 +215,7 @@ def _read_template(path: str) -> str:
 def _model(name: str, dtype: torch.dtype) -> Any:
     try:
         model, report = _from_pretrained(name, dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise InvalidInput(
             f"model: {name!r} cannot be loaded as a causal language model: {_first_line(error)}"
         ) from error
