@@ -102,6 +102,8 @@ def pretend_trained(run: Path, *stages: str) -> None:
 
 
 COMMAND = "import sys; from solon.trainer.cli import main; sys.exit(main(sys.argv[1:]))"
+# a shell's background jobs, such as a CI run, hand down that they ignore it
+HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
 SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000));"
 
 
@@ -198,7 +200,7 @@ def test_a_run_killed_at_random_moments_and_resumed_equals_an_uninterrupted_one(
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
     # one prompt at a time, so that there is time to interrupt it
-    process = start("revisions", config, "services.in_flight=1")
+    process = start("revisions", config, "services.in_flight=1", before=HEEDS_CTRL_C)
     folder = tmp_path / "run" / "revisions"
     while not folder.exists():
         assert process.poll() is None
