@@ -188,6 +188,13 @@ def test_values_start_as_the_normalised_score_of_the_unfinished_response(
         assert not values[row, end - start :].any()
 
 
+def test_a_model_that_gives_no_numbers_is_not_sampled_from(make_lm: MakeLm) -> None:
+    lm = make_lm()
+    lm.get_input_embeddings().weight.data.fill_(float("nan"))  # type: ignore[operator]
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        take(lm)
+
+
 def test_micro_batches_hold_every_row_once_and_sort_them_by_length() -> None:
     groups = micro_batches(torch.tensor([5, 1, 9, 3, 7]), 2)
     assert [group.tolist() for group in groups] == [[1, 3], [0, 4], [2]]

@@ -6,6 +6,7 @@ Starts on this machine whatever the configuration gives no address for. Knows no
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ def _spec(config: RunConfig, role: Role) -> ServiceSpec:
         engine=service.engine,
         weight_version=INITIAL,
         constitutions=named,
-        threads=service.threads,
+        threads=service.threads or max(1, len(os.sched_getaffinity(0)) // 2),
         flags=tuple(flags),
     )
 

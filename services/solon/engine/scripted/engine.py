@@ -34,7 +34,7 @@ from solon.engine.base import (
 from solon.engine.checks import check_sampling, check_score
 from solon.engine.options import EngineOptions, read_extra
 from solon.engine.scripted.faults import Fault, Faults
-from solon.engine.scripted.gate import Aborted, Gate, Place
+from solon.engine.scripted.gate import Aborted, Gate
 from solon.engine.scripted.script import Script, count, render, split
 
 
@@ -124,22 +124,29 @@ class ScriptedEngine:
         prompt = self._prompt_tokens(conversation, sampling.max_tokens)
         fault = self._faults.next_call()
         made: list[Token] = []
-        place = Place(0.0)
+        queued = 0.0
+        version = self._version
         started = asyncio.get_running_loop().time()
         tokens, reason = _draw(self._script, conversation, sampling, fault)
         try:
             async with self._gate.enter() as place:
+                queued, version = place.queued, self._version
                 await self._gate.spend(self._own.latency)
                 for token in tokens:
                     await self._gate.spend(self._own.token_latency)
                     made.append(token)
-                    yield GenerationPiece(
-                        text=token.text, tokens=(token,), weight_version=self._version
-                    )
+                    yield GenerationPiece(text=token.text, tokens=(token,), weight_version=version)
         except Aborted:
             reason = FinishReason.ABORT
-        final = self._generation(made, reason, prompt, place, started)
-        yield GenerationPiece(text="", tokens=(), final=final, weight_version=self._version)
+        final = Generation(
+            text="".join(token.text for token in made),
+            tokens=tuple(made),
+            finish_reason=reason,
+            usage=Usage(prompt_tokens=prompt, completion_tokens=len(made), model_calls=1),
+            timing=_timing(queued, started),
+            weight_version=version,
+        )
+        yield GenerationPiece(text="", tokens=(), final=final, weight_version=version)
 
     async def score(
         self, prompts: Sequence[Conversation], continuations: Sequence[Sequence[str]]
@@ -158,22 +165,22 @@ class ScriptedEngine:
         )
         try:
             async with self._gate.enter() as place:
+                version = self._version
                 await self._gate.spend(self._own.latency)
         except Aborted:
             raise Paused("generation was paused while this request ran") from None
         return Scored(
             logprobs=logprobs,
             usage=Usage(prompt_tokens=tokens, model_calls=1),
-            timing=_timing(place, started),
-            weight_version=self._version,
+            timing=_timing(place.queued, started),
+            weight_version=version,
         )
 
     async def update_weights(self, path: str, weight_version: str) -> None:
         """Take the new version's name, if ``path`` exists, once what runs has finished."""
         if not await asyncio.to_thread(Path(path).exists):
             raise WeightsNotLoaded(f"path: expected a directory of weights, {path!r} is not there")
-        if self._gate.load().running:
-            await self._gate.drained()
+        await self._gate.drained()
         self._version = weight_version
 
     async def pause(self, mode: PauseMode) -> int:
@@ -194,23 +201,6 @@ class ScriptedEngine:
             )
         return tokens
 
-    def _generation(
-        self,
-        made: Sequence[Token],
-        reason: FinishReason,
-        prompt_tokens: int,
-        place: Place,
-        started: float,
-    ) -> Generation:
-        return Generation(
-            text="".join(token.text for token in made),
-            tokens=tuple(made),
-            finish_reason=reason,
-            usage=Usage(prompt_tokens=prompt_tokens, completion_tokens=len(made), model_calls=1),
-            timing=_timing(place, started),
-            weight_version=self._version,
-        )
-
 
 def _draw(
     script: Script, conversation: Conversation, sampling: Sampling, fault: Fault
@@ -226,6 +216,6 @@ def _draw(
     return tokens, FinishReason.STOP
 
 
-def _timing(place: Place, started: float) -> Timing:
+def _timing(queued: float, started: float) -> Timing:
     elapsed = asyncio.get_running_loop().time() - started
-    return Timing(queue=place.queued, inference=elapsed - place.queued)
+    return Timing(queue=queued, inference=elapsed - queued)

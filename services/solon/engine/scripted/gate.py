@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from solon.engine.base import EngineFailed, Load, Overloaded, Paused, PauseMode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Place:
     """A request's place in the gate."""
 
     queued: float
     """Seconds that it waited."""
+    left: asyncio.Future[None]
+    """Done once the request has left."""
 
 
 class Aborted(Exception):
@@ -33,7 +35,7 @@ class Gate:
         self._slots = asyncio.Semaphore(concurrency) if concurrency else None
         self._capacity = capacity
         self._queued = 0
-        self._running = 0
+        self._running: set[Place] = set()
         self._aborted = 0
         self._mode: PauseMode | None = None
         self._open = asyncio.Event()
@@ -48,7 +50,7 @@ class Gate:
         """How busy it is."""
         return Load(
             queued=self._queued,
-            running=self._running,
+            running=len(self._running),
             queue_capacity=self._capacity,
             paused=self._mode is not None,
         )
@@ -73,11 +75,13 @@ class Gate:
         finally:
             self._queued -= 1
             self._settle()
-        self._running += 1
+        place = Place(loop.time() - entered, loop.create_future())
+        self._running.add(place)
         try:
-            yield Place(loop.time() - entered)
+            yield place
         finally:
-            self._running -= 1
+            self._running.discard(place)
+            _ring(place.left)
             if self._slots is not None:
                 self._slots.release()
             self._settle()
@@ -115,8 +119,8 @@ class Gate:
         self._open.set()
 
     async def drained(self) -> None:
-        """Wait until nothing waits and nothing runs."""
-        await self._idle.wait()
+        """Wait until all that runs at this moment has left."""
+        await asyncio.gather(*(place.left for place in self._running))
 
     async def close(self) -> None:
         """End everything that waits or runs with ``EngineFailed``."""

@@ -278,6 +278,9 @@ def sample(
         stop_ids: Tokens that end a response, and are part of it.
         pad_id: What fills the rows up.
         generator: Of the CPU.
+
+    Raises:
+        FloatingPointError: The model's logits are not numbers.
     """
     run = _Sampling(lm, prompts, max_tokens, temperature, stop_ids, pad_id, generator)
     while run.advance():
@@ -339,6 +342,11 @@ class _Sampling:
 
     def _draw(self, logits_bV: Tensor) -> tuple[Tensor, Tensor]:
         logprobs_bV = (logits_bV / (self._temperature or 1.0)).log_softmax(dim=-1)
+        if logprobs_bV.isnan().any():
+            raise FloatingPointError(
+                "the policy gives no probabilities any more, only not-a-number: training diverged; "
+                "lower the learning rate"
+            )
         if self._temperature == 0:
             token_b = logprobs_bV.argmax(dim=-1)
         else:

@@ -92,7 +92,8 @@ class ServiceConfig(Settings):
     engine: str = "transformers"
     """Engine of a service that the run starts."""
     threads: PositiveInt | None = None
-    """CPU threads of a service that the run starts, 1 or more. None: the engine's own choice."""
+    """CPU threads of a service that the run starts, 1 or more. None: half of the cores, since two
+    services work at the same time, and threads that outnumber the cores wait for one another."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of a service that the run starts: auto, cpu or cuda."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

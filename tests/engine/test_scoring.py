@@ -1,0 +1,159 @@
+"""The transformers engine's scores, against sums of log-probabilities of plain forwards."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from solon.chat import Conversation, Message
+from solon.engine.base import InvalidInput, Scored
+from solon.engine.hf.prefixes import share, tails
+from solon.engine.hf.text import Codec
+from tests.engine.conftest import Reference, make_tokenizer, running
+
+CONTINUATIONS = ["(A)", "(B)", "(A) is better because it waits", "bread"]
+SHARED = "Which response is better? " + "Mix flour and water, then wait for the yeast. " * 3
+
+
+def judged(count: int) -> list[Conversation]:
+    return [
+        Conversation.from_user(f"{SHARED}{'By rule ' * (i % 4)}{i}: answer") for i in range(count)
+    ]
+
+
+def naive(reference: Reference, prompt: Conversation, continuation: str) -> float:
+    ids = reference.tokenizer.apply_chat_template(
+        prompt.as_dicts(), add_generation_prompt=True, return_dict=False
+    )
+    extra = reference.tokenizer.encode(continuation, add_special_tokens=False)
+    assert len(continuation) < 5 or len(extra) > 1
+    with torch.no_grad():
+        logits = reference.model(torch.tensor([ids + extra])).logits[0].double()
+    logprobs = logits.log_softmax(-1)[len(ids) - 1 : -1]
+    return sum(float(logprobs[i, token]) for i, token in enumerate(extra))
+
+
+async def test_scores_equal_naive_sums_for_continuations_of_several_tokens(
+    reference: Reference,
+) -> None:
+    prompts = [*judged(5), Conversation.from_user("Hi"), Conversation.from_user(SHARED)]
+    async with running(reference.path) as engine:
+        scored = await engine.score(prompts, [CONTINUATIONS] * len(prompts))
+    for prompt, values in zip(prompts, scored.logprobs, strict=True):
+        expected = [naive(reference, prompt, text) for text in CONTINUATIONS]
+        assert values == pytest.approx(expected, abs=2e-4)
+
+
+async def test_shared_prefixes_are_computed_once_and_change_no_score(model_path: Path) -> None:
+    prompts = judged(8)
+    options = [["(A)", "(B)"]] * len(prompts)
+    async with running(model_path) as engine:
+        together = await engine.score(prompts, options)
+        apart = [await engine.score([prompt], [["(A)", "(B)"]]) for prompt in prompts]
+    for values, alone in zip(together.logprobs, apart, strict=True):
+        assert values == pytest.approx(alone.logprobs[0], abs=2e-4)
+    assert all(alone.usage.cached_tokens == 0 for alone in apart)
+    assert together.usage.prompt_tokens == sum(a.usage.prompt_tokens for a in apart)
+    computed = together.usage.prompt_tokens - together.usage.cached_tokens
+    assert computed < together.usage.prompt_tokens / 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_a_score_does_not_depend_on_what_is_scored_at_the_same_time(
+    model_path: Path, threads: int
+) -> None:
+    count = 13 if threads == 1 else 5
+    calls = [
+        (
+            [Conversation.from_user("yeast " * (3 * i)), *judged(1 + i % 3)],
+            CONTINUATIONS[: 2 + i % 3],
+        )
+        for i in range(1, count)
+    ]
+    async with running(model_path, threads=threads) as engine:
+
+        async def score(prompts: list[Conversation], texts: list[str]) -> Scored:
+            return await engine.score(prompts, [texts] * len(prompts))
+
+        together = await asyncio.gather(*(score(*call) for call in calls))
+        alone = [await score(*call) for call in calls]
+    assert [s.logprobs for s in together] == [s.logprobs for s in alone]
+
+
+async def test_a_call_larger_than_the_cache_is_scored_in_parts(reference: Reference) -> None:
+    prompts = judged(6)
+    async with running(reference.path, extra={"score_keys": "600"}) as engine:
+        scored = await engine.score(prompts, [["(A)", "(B)"]] * 6)
+    expected = [[naive(reference, p, "(A)"), naive(reference, p, "(B)")] for p in prompts]
+    assert [list(v) for v in scored.logprobs] == [pytest.approx(e, abs=2e-4) for e in expected]
+
+
+async def test_scores_of_a_prefilled_answer_follow_it(reference: Reference) -> None:
+    prompt = Conversation.from_user("Better?").then(Message("assistant", "I choose"))
+    ids = reference.tokenizer.apply_chat_template(
+        prompt.as_dicts(), continue_final_message=True, return_dict=False
+    )
+    joint = reference.tokenizer.apply_chat_template(
+        [*prompt.as_dicts()[:1], {"role": "assistant", "content": "I choose (A)"}],
+        continue_final_message=True,
+        return_dict=False,
+    )
+    async with running(reference.path) as engine:
+        scored = await engine.score([prompt], [[" (A)"]])
+    with torch.no_grad():
+        logprobs = reference.model(torch.tensor([joint])).logits[0].log_softmax(-1)
+    expected = sum(float(logprobs[i - 1, joint[i]]) for i in range(len(ids), len(joint)))
+    assert scored.logprobs[0][0] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["transformers", "scripted"])
+async def test_a_malformed_score_request_is_refused_by_name(name: str, started) -> None:  # type: ignore[no-untyped-def]
+    engine = await started(name)
+    prompt = Conversation.from_user("Hi")
+    for prompts, texts, named in (
+        ([], [], "prompts:"),
+        ([prompt], [], "continuations:"),
+        ([prompt], [[]], "continuations[0]:"),
+        ([prompt], [["(A)", ""]], "continuations[0][1]:"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            await engine.score(prompts, texts)
+        assert str(caught.value).startswith(named)
+
+
+def test_a_continuation_that_would_merge_into_the_prompt_is_tokenized_alone() -> None:
+    tokenizer = make_tokenizer()
+    codec = Codec(tokenizer)
+    joint = codec.encode("response")
+    cut = next(
+        cut
+        for cut in range(1, 8)
+        if (alone := codec.encode("response"[:cut])) != joint[: len(alone)]
+    )
+    before, after = "response"[:cut], "response"[cut:]
+    assert codec.continuation(f"<|assistant|>{before}", after) == tuple(codec.encode(after))
+    assert codec.continuation("<|assistant|>", "response") == tuple(joint)
+
+
+def test_the_tree_spells_every_sequence_and_shares_what_is_long_enough() -> None:
+    long = list(range(100, 140))
+    sequences = [[*long, 1, 2], [*long, 1, 3, 4], [*long], [5, 6], [5, 7], [5, 7], []]
+    tree = share(sequences)
+    for ids, leaf in zip(sequences, tree.leaf, strict=True):
+        spelt: list[int] = []
+        node = leaf
+        while node is not None:
+            spelt = [*tree.nodes[node].tokens, *spelt]
+            assert tree.nodes[node].end - len(tree.nodes[node].tokens) == tree.nodes[node].start
+            node = tree.nodes[node].parent
+        assert spelt == ids
+    assert tree.tokens == 40 + 2 + 3 + 2 + 2
+
+
+def test_one_row_serves_all_continuations_that_begin_with_it() -> None:
+    rows, row_of = tails(9, [(1, 2), (1, 3), (1,), (4, 5, 6)])
+    assert rows == [[9, 4, 5], [9, 1]]
+    assert row_of == [1, 1, 0, 0]
