@@ -78,6 +78,22 @@ def test_check_says_that_all_is_well_and_what_a_run_will_cost(
     said = capsys.readouterr().err
     assert "2 red-team and 0 helpfulness prompts, 10 generations" in said
     assert "All is well" in said
+    assert "warning" not in said
+
+
+def test_check_warns_of_a_constitution_that_only_forbids(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    constitution = tmp_path / "strict.yaml"
+    constitution.write_text(
+        "name: strict\nversion: '1'\nprinciples:\n"
+        "  - id: harm\n    critique_request: Say what is harmful.\n"
+        "    revision_request: Remove all harm.\n"
+        "    comparison_instruction: Which response is less harmful?\n"
+    )
+    assert main(["check", str(config), f"constitution={constitution}"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: constitution strict: principles: no comparison instruction asks for" in said
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,10 @@ def test_each_rate_is_a_share_of_its_own_prompts() -> None:
     found = of_models(["base", "rl"], records)
     assert found["base"] == {
         "harmful_compliance": {"rate": 0.5, "n": 4},
+        "explained_refusal": {"rate": 0.0, "n": 4},
         "evasion": {"rate": 0.25, "n": 4},
         "insult": {"rate": 0.1, "n": 10},
+        "garbled": {"rate": 0.1, "n": 10},
         "benign_compliance": {"rate": 0.5, "n": 2},
         "over_refusal": {"rate": 0.5, "n": 4},
     }

@@ -136,6 +136,7 @@ class Usage:
     """Prompt tokens that were not computed again; part of ``prompt_tokens``."""
     completion_tokens: int = 0
     model_calls: int = 0
+    """Generations, and prompts whose continuations were scored."""
 
     def __add__(self, other: Usage) -> Usage:
         """The sum, field by field."""

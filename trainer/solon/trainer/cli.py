@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ _TERMINATED = 143
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    # gRPC's core prints a line for every connection that a restarted service drops
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     for extra in rest:
@@ -126,13 +129,13 @@ def _command(options: argparse.Namespace) -> int:
 
 def _check(config: RunConfig, console: RunConsole) -> int:
     from solon.constitution import load, resolve  # noqa: PLC0415
-    from solon.trainer.plan import check_inputs, estimate, read_prompts  # noqa: PLC0415
+    from solon.trainer.plan import advice, check_inputs, estimate, read_prompts  # noqa: PLC0415
     from solon.trainer.state import STAGES  # noqa: PLC0415
 
     constitution = load(resolve(config.constitution))
     check_inputs(config, constitution)
     prompts = read_prompts(config, STAGES)
-    for line in estimate(config, constitution, prompts, STAGES):
+    for line in (*advice(constitution), *estimate(config, constitution, prompts, STAGES)):
         console.say(line)
     console.say(f"{config.constitution}: {len(constitution.principles)} principles. All is well.")
     return 0

@@ -171,4 +171,5 @@ def times_sentence(seconds: Mapping[str, float]) -> str:
 
 
 def _rate(value: Mapping[str, Any]) -> str:
-    return "-" if value["rate"] is None else f"{value['rate']:.1%} ({value['n']})"
+    share, cases = value["rate"], value["n"]
+    return "-" if share is None else f"{share:.1%} ({round(share * cases)}/{cases})"

@@ -19,7 +19,7 @@ from solon.trainer.console import RunConsole, StageProgress
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.fleet import Fleet, Weights, open_fleet
 from solon.trainer.launch.local import Done, Note, Progress, Role, StageEvent, run_stage
-from solon.trainer.plan import check_inputs, estimate, read_prompts
+from solon.trainer.plan import advice, check_inputs, estimate, read_prompts
 from solon.trainer.prompts import PromptSet
 from solon.trainer.schemas import RL_PROMPTS_EXPORT
 from solon.trainer.session import Session
@@ -113,6 +113,8 @@ class Pipeline:
                     f"{self._run.url} --resume` for all of them"
                 )
         prompts = read_prompts(self._config, todo)
+        for line in advice(self.session.constitution) if todo != ["evaluate"] else ():
+            self._console.say(line)
         for line in estimate(self._config, self.session.constitution, prompts, todo):
             self._console.say(line)
         return prompts

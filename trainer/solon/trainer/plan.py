@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from solon.constitution import Constitution
+from solon.constitution import Constitution, lint
 from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ConfigError, PromptError
 from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
@@ -113,6 +113,14 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def advice(constitution: Constitution) -> list[str]:
+    """A line for everything in the constitution that is allowed and likely to train badly."""
+    return [
+        f"warning: constitution {constitution.name}: {found.key}: {found.text}"
+        for found in lint(constitution)
+    ]
 
 
 def estimate(

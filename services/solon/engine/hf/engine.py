@@ -168,7 +168,7 @@ class TransformersEngine:
             usage=Usage(
                 prompt_tokens=scores.prompt_tokens,
                 cached_tokens=scores.cached_tokens,
-                model_calls=1,
+                model_calls=len(prompts),
             ),
             timing=_timing(job, scores.started),
             weight_version=scores.weight_version,

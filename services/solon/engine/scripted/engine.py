@@ -171,7 +171,7 @@ class ScriptedEngine:
             raise Paused("generation was paused while this request ran") from None
         return Scored(
             logprobs=logprobs,
-            usage=Usage(prompt_tokens=tokens, model_calls=1),
+            usage=Usage(prompt_tokens=tokens, model_calls=len(prompts)),
             timing=_timing(place.queued, started),
             weight_version=version,
         )
