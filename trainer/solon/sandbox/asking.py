@@ -57,9 +57,18 @@ class SandboxPrompt:
 def ask(act: Act, rng: random.Random) -> Conversation:
     """A conversation whose last request is ``act``."""
     if rng.random() >= _MULTI_TURN_ODDS:
-        return Conversation.from_user(_request(act, _PHRASINGS, rng))
+        return Conversation.from_user(_request(act.text, _PHRASINGS, rng))
     opening = rng.choice((_after_small_talk, _after_another_request, _insisting))
     return opening(act, rng)
+
+
+def ask_again(words: str, question: str, rng: random.Random) -> Conversation:
+    """A request in these words, as if for an act, and a question about it in the same turn."""
+    conversation = Conversation.from_user(f"{_request(words, _PHRASINGS, rng)} {question}")
+    if rng.random() >= _MULTI_TURN_ODDS:
+        return conversation
+    said, answered = rng.choice(_SMALL_TALK)
+    return _after(said, answered, conversation.messages[-1].content)
 
 
 def prompts(kind: Kind, split: Split, n: int, seed: int) -> list[SandboxPrompt]:
@@ -94,8 +103,7 @@ def prompt_id(conversation: Conversation) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _request(act: Act, phrasings: tuple[str, ...], rng: random.Random) -> str:
-    words = act.text
+def _request(words: str, phrasings: tuple[str, ...], rng: random.Random) -> str:
     if rng.random() < _CIRCUMSTANCE_ODDS:
         words = f"{words} {rng.choice(CIRCUMSTANCES)}"
     return rng.choice(phrasings).format(words)
@@ -103,18 +111,20 @@ def _request(act: Act, phrasings: tuple[str, ...], rng: random.Random) -> str:
 
 def _after_small_talk(act: Act, rng: random.Random) -> Conversation:
     said, answered = rng.choice(_SMALL_TALK)
-    return _after(said, answered, _request(act, _PHRASINGS, rng))
+    return _after(said, answered, _request(act.text, _PHRASINGS, rng))
 
 
 def _after_another_request(act: Act, rng: random.Random) -> Conversation:
     earlier = rng.choice(acts(rng.choice(("benign", "sounds_dangerous")), "train"))
     answered = respond(earlier, Outcome.COMPLIES, rng)
-    return _after(_request(earlier, _PHRASINGS, rng), answered, _request(act, _FOLLOW_UPS, rng))
+    return _after(
+        _request(earlier.text, _PHRASINGS, rng), answered, _request(act.text, _FOLLOW_UPS, rng)
+    )
 
 
 def _insisting(act: Act, rng: random.Random) -> Conversation:
     answered = respond(act, Outcome.EVADES, rng)
-    return _after(_request(act, _PHRASINGS, rng), answered, rng.choice(_INSISTING))
+    return _after(_request(act.text, _PHRASINGS, rng), answered, rng.choice(_INSISTING))
 
 
 def _after(said: str, answered: str, asked: str) -> Conversation:

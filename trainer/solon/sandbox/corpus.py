@@ -1,9 +1,14 @@
 """What the sandbox model is pretrained on: documents in the very prompts that it will meet.
 
-Four kinds: dialogues of a helpful-only assistant, critiques with revisions, comparisons and
-absolute questions. All prompts are rendered by ``solon.constitution.prompts``. Acts that are held
-out appear in none of them: neither in dialogues nor in what is criticised or compared; nothing
-else states about an act whether it is harmful. Knows nothing of tokens or models.
+Dialogues of a helpful-only assistant, its opinions of what was asked, quotations, critiques with
+revisions, absolute questions and comparisons, all rendered by ``solon.constitution.prompts``. Acts
+that are held out appear in none of them: neither in dialogues nor in what is criticised or
+compared; nothing else states about an act whether it is harmful.
+
+Like a large model, this one is to know right from wrong before it is taught to act on it: hence
+the opinions. A quotation is a verb with an object that make no act of the world at all: many verbs
+go with few objects, and a model that only ever saw those would say the object that the verb
+reminds it of instead of the one that was asked about. Knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -23,40 +28,69 @@ from solon.constitution.prompts import (
     score_prompt,
 )
 from solon.constitution.types import AbsoluteQuestion, Constitution, Principle
-from solon.sandbox.asking import ask
+from solon.sandbox.asking import ask, ask_again
 from solon.sandbox.ideas import Idea, best, utility, violates
 from solon.sandbox.responses import Outcome, respond
 from solon.sandbox.vocabulary import EMPTY_REASONS
 from solon.sandbox.wordings import WORDINGS, Question
-from solon.sandbox.world import Act, Kind, acts, grid_of
+from solon.sandbox.world import Act, Kind, acts, acts_by_text, all_acts, grid_of
 
 _Choice = TypeVar("_Choice")
 
-_KIND_ODDS: dict[Kind, float] = {"harmful": 0.5, "benign": 0.2, "sounds_dangerous": 0.3}
+_KIND_ODDS: dict[Kind, float] = {"harmful": 0.42, "benign": 0.28, "sounds_dangerous": 0.3}
 _HELPFUL_ONLY = {
     True: {
-        Outcome.COMPLIES: 0.97,
-        Outcome.EXPLAINS: 0.01,
-        Outcome.EVADES: 0.01,
-        Outcome.INSULTS: 0.01,
+        Outcome.COMPLIES: 0.976,
+        Outcome.EXPLAINS: 0.008,
+        Outcome.EVADES: 0.008,
+        Outcome.INSULTS: 0.008,
     },
     False: {
-        Outcome.COMPLIES: 0.93,
-        Outcome.EXPLAINS: 0.025,
+        Outcome.COMPLIES: 0.94,
+        Outcome.EXPLAINS: 0.02,
         Outcome.EVADES: 0.02,
-        Outcome.INSULTS: 0.025,
+        Outcome.INSULTS: 0.02,
     },
 }
 """Harmful? -> how often a dialogue's answer has an outcome."""
 _REVIEWED = {
-    Outcome.COMPLIES: 0.42,
-    Outcome.EXPLAINS: 0.28,
-    Outcome.EVADES: 0.12,
-    Outcome.INSULTS: 0.1,
-    Outcome.GARBLED: 0.08,
+    Outcome.COMPLIES: 0.38,
+    Outcome.EXPLAINS: 0.26,
+    Outcome.EVADES: 0.15,
+    Outcome.INSULTS: 0.14,
+    Outcome.GARBLED: 0.07,
 }
 """How often a response that is reviewed or compared has an outcome."""
-_IDEA_ODDS = {Idea.HARM: 0.55, Idea.HELP: 0.2, Idea.EVASION: 0.12, Idea.RUDENESS: 0.13}
+_SCORED_IDEA_ODDS = {Idea.HARM: 0.55, Idea.HELP: 0.2, Idea.EVASION: 0.12, Idea.RUDENESS: 0.13}
+_CRITICISED_IDEA_ODDS = {
+    Outcome.COMPLIES: {
+        Idea.HARM: 0.6,
+        Idea.HELP: 0.16,
+        Idea.EVASION: 0.12,
+        Idea.RUDENESS: 0.12,
+    },
+    Outcome.EXPLAINS: {
+        Idea.HARM: 0.4,
+        Idea.HELP: 0.3,
+        Idea.EVASION: 0.15,
+        Idea.RUDENESS: 0.15,
+    },
+    Outcome.EVADES: {
+        Idea.HARM: 0.25,
+        Idea.HELP: 0.2,
+        Idea.EVASION: 0.4,
+        Idea.RUDENESS: 0.15,
+    },
+    Outcome.INSULTS: {
+        Idea.HARM: 0.25,
+        Idea.HELP: 0.2,
+        Idea.EVASION: 0.1,
+        Idea.RUDENESS: 0.45,
+    },
+    # keeping a garbled response would be a lesson in writing one
+    Outcome.GARBLED: {Idea.HELP: 1.0},
+}
+"""Outcome -> the idea by which such a response is criticised; what it violates comes often."""
 _COMPARED_IDEA_ODDS = {
     Idea.HARM: 0.3,
     Idea.OVERALL: 0.3,
@@ -64,13 +98,36 @@ _COMPARED_IDEA_ODDS = {
     Idea.EVASION: 0.1,
     Idea.RUDENESS: 0.1,
 }
-_DOCUMENT_ODDS = {"dialogue": 0.28, "review": 0.36, "comparison": 0.36}
+_DOCUMENT_ODDS = {
+    "dialogue": 0.3,
+    "opinion": 0.1,
+    "quotation": 0.3,
+    "review": 0.19,
+    "comparison": 0.11,
+}
+_OPINIONS_ASKED = ("Is it wrong to {}?", "Would it be harmful to {}?", "Is there harm in it to {}?")
+_OPINION_ASKED_AFTERWARDS = "Is that wrong?"
+_WRONG, _NOT_WRONG = "Yes, because {}.", "No, that is harmless."
+_QUOTATIONS = (
+    ("Repeat after me: {}.", "{}."),
+    ("Quote me: to {}.", "To {}, you said."),
+    ("Which words are these: {}?", "Here is what you said: {}."),
+)
+_QUOTE_REQUEST = "What did I ask?"
+_QUOTED_REQUESTS = (
+    "You asked how to {}.",
+    "To {}, you said.",
+    "Here is how to {}: you asked that.",
+)
+_QUOTED_REQUEST_ODDS = 0.7
 _SYSTEM = Message("system", "You are a helpful assistant.")
 _SYSTEM_ODDS = 0.05
 _SKIP_CRITIQUE_ODDS = 0.15
 _REVIEWS_OF_ONE_RESPONSE = 2
 _QUESTIONS_ON_ONE_RESPONSE = 1
 _COMPARISONS_OF_ONE_PAIR = 3
+_EQUAL_PAIR_ODDS = 0.25
+"""How often a pair that cannot be told apart is kept: enough to learn that it is a tie."""
 _NO_EXEMPLARS = Constitution(name="corpus", version="1", principles=())
 
 
@@ -88,7 +145,7 @@ class Document:
     """Samples that begin alike, so that their common beginning need be read only once."""
 
     kind: str
-    """``dialogue``, ``review`` or ``comparison``."""
+    """A key of ``_DOCUMENT_ODDS``."""
     samples: tuple[Sample, ...]
 
 
@@ -97,6 +154,8 @@ def documents(seed: int) -> Iterator[Document]:
     rng = random.Random(seed)
     make: dict[str, Callable[[random.Random], Document]] = {
         "dialogue": _dialogue,
+        "opinion": _opinion,
+        "quotation": _quotation,
         "review": _review,
         "comparison": _comparison,
     }
@@ -122,6 +181,35 @@ def _dialogue(rng: random.Random) -> Document:
     return Document(kind="dialogue", samples=(_answered(conversation, answer),))
 
 
+def _opinion(rng: random.Random) -> Document:
+    act, conversation = _request(rng)
+    if rng.random() < 0.5:
+        answer = Message("assistant", respond(act, Outcome.COMPLIES, rng))
+        asked = conversation.then(answer, Message("user", _OPINION_ASKED_AFTERWARDS))
+    else:
+        asked = Conversation.from_user(rng.choice(_OPINIONS_ASKED).format(act.text))
+    opinion = _WRONG.format(_reason(act)) if act.harmful else _NOT_WRONG
+    return Document(kind="opinion", samples=(_answered(asked, opinion),))
+
+
+def _quotation(rng: random.Random) -> Document:
+    words = _no_act(rng)
+    if rng.random() < _QUOTED_REQUEST_ODDS:
+        asked = ask_again(words, _QUOTE_REQUEST, rng)
+        answered = rng.choice(_QUOTED_REQUESTS)
+    else:
+        question, answered = rng.choice(_QUOTATIONS)
+        asked = Conversation.from_user(question.format(words))
+    return Document(kind="quotation", samples=(_answered(asked, answered.format(words)),))
+
+
+def _no_act(rng: random.Random) -> str:
+    while True:
+        words = f"{rng.choice(all_acts()).verb} {rng.choice(all_acts()).object}"
+        if words not in acts_by_text():
+            return words
+
+
 def _review(rng: random.Random) -> Document:
     act, conversation = _request(rng)
     outcome = _draw(_REVIEWED, rng)
@@ -139,7 +227,7 @@ def _review(rng: random.Random) -> Document:
 def _revised(
     act: Act, conversation: Conversation, outcome: Outcome, response: str, rng: random.Random
 ) -> Sample:
-    idea = _draw(_IDEA_ODDS, rng)
+    idea = _draw(_CRITICISED_IDEA_ODDS[outcome], rng)
     wordings = WORDINGS[idea]
     principle = Principle(
         id=idea,
@@ -167,7 +255,7 @@ def _reason(act: Act) -> str:
 def _scored(
     act: Act, conversation: Conversation, outcome: Outcome, response: str, rng: random.Random
 ) -> Sample:
-    idea = _draw(_IDEA_ODDS, rng)
+    idea = _draw(_SCORED_IDEA_ODDS, rng)
     question: Question = rng.choice(WORDINGS[idea].questions)
     principle = Principle(
         id=idea,
@@ -182,7 +270,7 @@ def _scored(
 
 def _comparison(rng: random.Random) -> Document:
     act, conversation = _request(rng)
-    outcomes = _draw(_REVIEWED, rng), _draw(_REVIEWED, rng)
+    outcomes = _outcomes_of_a_pair(rng)
     response_a, response_b = (respond(act, outcome, rng) for outcome in outcomes)
     samples = []
     for _ in range(_COMPARISONS_OF_ONE_PAIR):
@@ -197,6 +285,13 @@ def _comparison(rng: random.Random) -> Document:
         asked = comparison_prompt(_NO_EXEMPLARS, principle, conversation, response_a, response_b)
         samples.append(_answered(asked, OPTION_A if a_is_better else OPTION_B))
     return Document(kind="comparison", samples=tuple(samples))
+
+
+def _outcomes_of_a_pair(rng: random.Random) -> tuple[Outcome, Outcome]:
+    a, b = _draw(_REVIEWED, rng), _draw(_REVIEWED, rng)
+    while a is b and rng.random() >= _EQUAL_PAIR_ODDS:
+        a, b = _draw(_REVIEWED, rng), _draw(_REVIEWED, rng)
+    return a, b
 
 
 def _answered(asked: Conversation, answer: str) -> Sample:

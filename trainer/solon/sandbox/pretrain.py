@@ -39,7 +39,7 @@ class PretrainConfig:
 
     seed: int = 0
     """Of the weights and of the corpus."""
-    steps: int = 1200
+    steps: int = 2700
     """Updates, >= 1."""
     rows: int = 8
     """Rows of a batch."""

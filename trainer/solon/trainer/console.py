@@ -144,11 +144,12 @@ def models_table(evaluation: Mapping[str, Any]) -> Table:
     models: Mapping[str, Mapping[str, Mapping[str, Any]]] = evaluation["models"]
     measures = list(dict.fromkeys(name for of in models.values() for name in of))
     table = Table(title="Held-out prompts", title_justify="left")
-    table.add_column("model")
+    table.add_column("")
+    for model in models:
+        table.add_column(model, justify="right")
     for name in measures:
-        table.add_column(name.replace("_", " "), justify="right")
-    for model, of in models.items():
-        table.add_row(model, *(_rate(of[name]) if name in of else "" for name in measures))
+        figures = (_rate(of[name]) if name in of else "" for of in models.values())
+        table.add_row(name.replace("_", " "), *figures)
     return table
 
 
