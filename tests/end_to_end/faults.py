@@ -46,89 +46,76 @@ MOST_OF_A_ROLE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Killed:
-    """A run that was killed and went on."""
+class Trial:
+    """A run to be started, killed and continued."""
 
+    config: str
     folder: Path
-    kills: tuple[str, ...]
-    """What was killed when, a line each."""
+    """The run directory: new, or of a run that is to go on."""
+    overrides: tuple[str, ...] = ()
+    """``key.path=value``."""
 
+    @property
+    def log(self) -> str:
+        """What the run said, all attempts together."""
+        return self.folder.with_suffix(".log").read_text()
 
-def start(config: str, folder: Path, overrides: Sequence[str]) -> subprocess.Popen[str]:
-    """`solon run CONFIG --run FOLDER --resume`, its messages in FOLDER.log."""
-    resume = ["--resume"] if (folder / "config.yaml").exists() else []
-    command = [sys.executable, "-m", "solon.trainer.cli", "run", config, "--run", str(folder)]
-    with folder.with_suffix(".log").open("a") as log:
-        return subprocess.Popen(
-            [*command, *resume, SOON, *overrides], stdout=log, stderr=log, text=True
-        )
+    def start(self) -> subprocess.Popen[str]:
+        """`solon run CONFIG --run FOLDER`, with `--resume` where there is something."""
+        resume = ["--resume"] if (self.folder / "config.yaml").exists() else []
+        command = [sys.executable, "-m", "solon.trainer.cli", "run", self.config]
+        command += ["--run", str(self.folder), *resume, SOON, *self.overrides]
+        with self.folder.with_suffix(".log").open("a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, text=True)
 
+    def run(self) -> float:
+        """Run to the end; the seconds that it took."""
+        began = time.monotonic()
+        assert self.start().wait() == 0, self.log
+        return time.monotonic() - began
 
-def run_straight(config: str, folder: Path, overrides: Sequence[str] = ()) -> float:
-    """Run to the end; the seconds that it took."""
-    began = time.monotonic()
-    code = start(config, folder, overrides).wait()
-    assert code == 0, folder.with_suffix(".log").read_text()
-    return time.monotonic() - began
+    def kill_coordinator(self, within: float, dice: random.Random) -> list[str]:
+        """Kill the coordinator and go on, until an attempt ends by itself; what was killed when.
 
+        Every attempt is killed at a moment drawn from [0, ``within``) seconds.
+        """
+        kills = []
+        while True:
+            process = self.start()
+            try:
+                code = process.wait(dice.uniform(0, within))
+            except subprocess.TimeoutExpired:
+                orphans = psutil.Process(process.pid).children(recursive=True)
+                process.kill()
+                process.wait()
+                kills.append(where(self.folder))
+                _, alive = psutil.wait_procs(orphans, timeout=30)
+                assert not alive, f"outlived the coordinator: {alive}"
+            else:
+                assert code == 0, self.log
+                return kills
 
-def kill_coordinator(
-    config: str, folder: Path, overrides: Sequence[str], *, within: float, dice: random.Random
-) -> Killed:
-    """Kill the coordinator, and go on with the run, until an attempt ends by itself.
+    def kill_services(self, every: float, dice: random.Random) -> list[str]:
+        """Kill one service after the other while the run, never restarted, goes on.
 
-    Args:
-        config: What to run.
-        folder: The new run's.
-        overrides: ``key.path=value``.
-        within: Seconds; an attempt is killed at a moment drawn from [0, within).
-        dice: Draws the moments.
-    """
-    kills: list[str] = []
-    while True:
-        process = start(config, folder, overrides)
-        try:
-            code = process.wait(dice.uniform(0, within))
-        except subprocess.TimeoutExpired:
-            orphans = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.wait()
-            kills.append(where(folder))
-            _, alive = psutil.wait_procs(orphans, timeout=30)
-            assert not alive, f"outlived the coordinator: {alive}"
-        else:
-            assert code == 0, folder.with_suffix(".log").read_text()
-            return Killed(folder=folder, kills=tuple(kills))
-
-
-def kill_services(
-    config: str, folder: Path, overrides: Sequence[str], *, every: float, dice: random.Random
-) -> Killed:
-    """Kill one service after the other while the run, which is never restarted, goes on.
-
-    Args:
-        config: What to run.
-        folder: The new run's.
-        overrides: ``key.path=value``.
-        every: Seconds between two kills, drawn from [0, 2 every).
-        dice: Draws moments and victims.
-    """
-    process = start(config, folder, overrides)
-    kills: list[str] = []
-    victims: Counter[str] = Counter()
-    while True:
-        try:
-            code = process.wait(dice.uniform(0, 2 * every))
-        except subprocess.TimeoutExpired:
-            services = [one for one in _services(process.pid) if victims[one[0]] < MOST_OF_A_ROLE]
-            if services:
-                role, victim = dice.choice(services)
-                victims[role] += 1
-                victim.send_signal(signal.SIGKILL)
-                kills.append(f"{role} in {where(folder)}")
-        else:
-            assert code == 0, folder.with_suffix(".log").read_text()
-            return Killed(folder=folder, kills=tuple(kills))
+        Seconds between two kills are drawn from [0, 2 ``every``).
+        """
+        process = self.start()
+        kills = []
+        victims: Counter[str] = Counter()
+        while True:
+            try:
+                code = process.wait(dice.uniform(0, 2 * every))
+            except subprocess.TimeoutExpired:
+                found = [one for one in _services(process.pid) if victims[one[0]] < MOST_OF_A_ROLE]
+                if found:
+                    role, victim = dice.choice(found)
+                    victims[role] += 1
+                    victim.send_signal(signal.SIGKILL)
+                    kills.append(f"{role} in {where(self.folder)}")
+            else:
+                assert code == 0, self.log
+                return kills
 
 
 def _services(coordinator: int) -> Iterator[tuple[str, psutil.Process]]:
@@ -215,26 +202,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
-    straight = given.folder / "straight"
-    seconds = run_straight(given.config, straight, given.overrides)
+    overrides = tuple(given.overrides)
+    straight = Trial(config=given.config, folder=given.folder / "straight", overrides=overrides)
+    seconds = straight.run()
     print(f"unharmed: {seconds:.0f} s", flush=True)
     dice, kills, found = random.Random(given.seed), 0, []
     for number in range(given.kills):
         if kills >= given.kills:
             break
         folder = given.folder / f"killed-{number}"
+        trial = Trial(config=given.config, folder=folder, overrides=overrides)
         if given.of == "coordinator":
-            killed = kill_coordinator(
-                given.config, folder, given.overrides, within=seconds / 3, dice=dice
-            )
+            killed = trial.kill_coordinator(seconds / 3, dice)
         else:
-            killed = kill_services(
-                given.config, folder, given.overrides, every=seconds / 8, dice=dice
-            )
-        for line in killed.kills:
+            killed = trial.kill_services(seconds / 8, dice)
+        for line in killed:
             print(f"{folder.name}: killed: {line}", flush=True)
-        kills += len(killed.kills)
-        found += [f"{folder.name}: {line}" for line in differences(folder, straight)]
+        kills += len(killed)
+        found += [f"{folder.name}: {line}" for line in differences(folder, straight.folder)]
     print(f"{kills} kills; " + ("\n".join(found) or "everything equals the unharmed run"))
     return 1 if found else 0
 

@@ -81,6 +81,35 @@ async def test_calls_in_flight_outlive_a_killed_service(tmp_path: Path) -> None:
     ] * 20
 
 
+async def kill_before_it_serves(services: LocalServices, times: int) -> None:
+    killed: set[int] = set()
+    while len(killed) < times:
+        for pid in set(services.pids.values()) - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        await asyncio.sleep(0.02)
+
+
+async def test_a_service_that_is_killed_before_it_serves_is_started_again(tmp_path: Path) -> None:
+    services = LocalServices([POLICY], log_dir=tmp_path)
+    killer = asyncio.create_task(kill_before_it_serves(services, times=2))
+    async with services:
+        await killer
+        assert services.restarts == {"policy": 2}
+        async with PolicyClient(services.addresses["policy"]) as policy:
+            assert (await policy.generate(HELLO)).weight_version == "initial"
+
+
+async def test_a_service_that_is_always_killed_before_it_serves_is_given_up(tmp_path: Path) -> None:
+    patience = Patience(crashes=3, window=3600, first_backoff=0.01)
+    services = LocalServices([POLICY], log_dir=tmp_path, patience=patience)
+    killer = asyncio.create_task(kill_before_it_serves(services, times=3))
+    with pytest.raises(LaunchError, match=r"did not start \(killed by SIGKILL"):
+        await services.__aenter__()
+    await killer
+    assert not psutil.Process().children(recursive=True)
+
+
 async def test_a_chain_outlives_its_critic_and_no_round_is_lost_or_doubled(tmp_path: Path) -> None:
     critic = ServiceSpec(
         role="critic", engine="scripted", model="scripted", threads=1, constitutions=("core",)

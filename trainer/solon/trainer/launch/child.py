@@ -82,6 +82,11 @@ class Child:
         """Whether it has not ended yet."""
         return self.process.returncode is None
 
+    @property
+    def killed(self) -> bool:
+        """Whether a signal ended it, rather than it itself."""
+        return self.process.returncode is not None and self.process.returncode < 0
+
     async def stop(self, grace: float) -> None:
         """Ask it to end (SIGTERM), and end it with all that it started after ``grace`` seconds."""
         if not self.running:

@@ -107,9 +107,10 @@ class LocalServices:
         """Start all, and return when every one of them serves.
 
         Raises:
-            LaunchError: One of them ended, or did not serve in time; none is left running.
+            LaunchError: One of them gave up, was killed too often, or did not serve in time; none
+                is left running.
         """
-        starts = [asyncio.create_task(service.start()) for service in self._services]
+        starts = [asyncio.create_task(service.open()) for service in self._services]
         try:
             await asyncio.gather(*starts)
         except BaseException:
@@ -180,6 +181,24 @@ class _Service:
         self._log = log_dir / f"{spec.role}.log"
         self._patience = patience
         self._crashes: deque[float] = deque(maxlen=patience.crashes)
+
+    async def open(self) -> None:
+        """As ``start``, but a process that is killed before it serves is started again.
+
+        One that ends by itself, for want of a model or a port, would do so again.
+
+        Raises:
+            LaunchError: It ended, was killed ``Patience.crashes`` times, or did not serve in time.
+        """
+        for _ in range(self._patience.crashes - 1):
+            try:
+                return await self.start()
+            except LaunchError:
+                if self.child is None or not self.child.killed:
+                    raise
+                await asyncio.sleep(self._backoff(self.child))
+                self.restarts += 1
+        return await self.start()
 
     async def start(self) -> None:
         """Start a process and return when it serves.
