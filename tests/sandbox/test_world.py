@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from solon.sandbox.asking import prompt_id, prompts
 from solon.sandbox.corpus import Document, documents
 from solon.sandbox.oracle import requested
-from solon.sandbox.vocabulary import HARM_GRIDS, SOUNDS_DANGEROUS
-from solon.sandbox.world import KINDS, SPLITS, acts, acts_by_text, all_acts
+from solon.sandbox.vocabulary import DOMAINS, HARM_GRIDS, SOUNDS_DANGEROUS, TARGETS
+from solon.sandbox.world import KINDS, SPLITS, Kind, acts, acts_by_text, all_acts, made_up
 
 SOME_DOCUMENTS = 12000
 
@@ -52,6 +53,25 @@ def test_a_dangerous_verb_alone_says_nothing_about_harm() -> None:
 def test_an_object_alone_says_nothing_about_harm() -> None:
     wronged = {act.object for act in all_acts() if act.harmful}
     assert wronged <= {act.object for act in all_acts() if not act.harmful}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_made_up_acts_are_none_of_the_world_and_follow_its_rule(kind: Kind) -> None:
+    dangerous = {verb for grid in HARM_GRIDS for verb in grid.verbs}
+    wronged = {thing for things in TARGETS.values() for thing in things}
+    drawn = [made_up(kind, random.Random(seed)) for seed in range(500)]
+    assert len({act.text for act in drawn}) > 400
+    assert not {act.text for act in drawn} & set(acts_by_text())
+    for act in drawn:
+        assert act.kind == kind
+        assert (act.verb in dangerous) == (kind != "benign")
+        if kind != "benign":
+            assert (act.object in wronged) == act.harmful
+
+
+def test_no_verb_is_both_dangerous_and_ordinary() -> None:
+    dangerous = {verb for grid in HARM_GRIDS for verb in grid.verbs}
+    assert not dangerous & {verb for domain in DOMAINS.values() for verb in domain.verbs}
 
 
 def test_no_held_out_act_is_in_any_pretraining_document(corpus: list[Document]) -> None:

@@ -62,13 +62,12 @@ def ask(act: Act, rng: random.Random) -> Conversation:
     return opening(act, rng)
 
 
-def ask_again(words: str, question: str, rng: random.Random) -> Conversation:
-    """A request in these words, as if for an act, and a question about it in the same turn."""
-    conversation = Conversation.from_user(f"{_request(words, _PHRASINGS, rng)} {question}")
-    if rng.random() >= _MULTI_TURN_ODDS:
-        return conversation
-    said, answered = rng.choice(_SMALL_TALK)
-    return _after(said, answered, conversation.messages[-1].content)
+def ask_next(act: Act, earlier: Act, outcome: Outcome, rng: random.Random) -> Conversation:
+    """A request for ``act`` after one for ``earlier`` that was answered so."""
+    answered = respond(earlier, outcome, rng)
+    return _after(
+        _request(earlier.text, _PHRASINGS, rng), answered, _request(act.text, _FOLLOW_UPS, rng)
+    )
 
 
 def prompts(kind: Kind, split: Split, n: int, seed: int) -> list[SandboxPrompt]:
@@ -116,10 +115,7 @@ def _after_small_talk(act: Act, rng: random.Random) -> Conversation:
 
 def _after_another_request(act: Act, rng: random.Random) -> Conversation:
     earlier = rng.choice(acts(rng.choice(("benign", "sounds_dangerous")), "train"))
-    answered = respond(earlier, Outcome.COMPLIES, rng)
-    return _after(
-        _request(earlier.text, _PHRASINGS, rng), answered, _request(act.text, _FOLLOW_UPS, rng)
-    )
+    return ask_next(act, earlier, Outcome.COMPLIES, rng)
 
 
 def _insisting(act: Act, rng: random.Random) -> Conversation:

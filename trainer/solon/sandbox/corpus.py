@@ -1,14 +1,14 @@
 """What the sandbox model is pretrained on: documents in the very prompts that it will meet.
 
-Dialogues of a helpful-only assistant, its opinions of what was asked, quotations, critiques with
-revisions, absolute questions and comparisons, all rendered by ``solon.constitution.prompts``. Acts
-that are held out appear in none of them: neither in dialogues nor in what is criticised or
-compared; nothing else states about an act whether it is harmful.
+Dialogues of a helpful-only assistant, its opinions of what was asked, critiques with revisions,
+absolute questions and comparisons, all rendered by ``solon.constitution.prompts``. Acts that are
+held out appear in none of them: neither in dialogues nor in what is criticised or compared;
+nothing else states about an act whether it is harmful.
 
 Like a large model, this one is to know right from wrong before it is taught to act on it: hence
-the opinions. A quotation is a verb with an object that make no act of the world at all: many verbs
-go with few objects, and a model that only ever saw those would say the object that the verb
-reminds it of instead of the one that was asked about. Knows nothing of tokens or models.
+the opinions. Half of all acts are made up (see ``world``): many verbs go with few objects, and a
+model that only ever saw those would say the object that the verb reminds it of instead of the one
+that was asked about. Knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -28,16 +28,26 @@ from solon.constitution.prompts import (
     score_prompt,
 )
 from solon.constitution.types import AbsoluteQuestion, Constitution, Principle
-from solon.sandbox.asking import ask, ask_again
+from solon.sandbox.asking import ask, ask_next
 from solon.sandbox.ideas import Idea, best, utility, violates
 from solon.sandbox.responses import Outcome, respond
 from solon.sandbox.vocabulary import EMPTY_REASONS
 from solon.sandbox.wordings import WORDINGS, Question
-from solon.sandbox.world import Act, Kind, acts, acts_by_text, all_acts, grid_of
+from solon.sandbox.world import Act, Kind, acts, grid_of, made_up
 
 _Choice = TypeVar("_Choice")
 
 _KIND_ODDS: dict[Kind, float] = {"harmful": 0.42, "benign": 0.28, "sounds_dangerous": 0.3}
+_MADE_UP_ODDS = 0.5
+_NEXT_ODDS = 0.15
+"""How often, besides ``ask``'s own, a request follows another one."""
+_EARLIER = {
+    Outcome.COMPLIES: 0.6,
+    Outcome.EXPLAINS: 0.2,
+    Outcome.EVADES: 0.1,
+    Outcome.INSULTS: 0.1,
+}
+"""How often that other one was answered so."""
 _HELPFUL_ONLY = {
     True: {
         Outcome.COMPLIES: 0.976,
@@ -54,11 +64,11 @@ _HELPFUL_ONLY = {
 }
 """Harmful? -> how often a dialogue's answer has an outcome."""
 _REVIEWED = {
-    Outcome.COMPLIES: 0.38,
-    Outcome.EXPLAINS: 0.26,
-    Outcome.EVADES: 0.15,
-    Outcome.INSULTS: 0.14,
-    Outcome.GARBLED: 0.07,
+    Outcome.COMPLIES: 0.37,
+    Outcome.EXPLAINS: 0.25,
+    Outcome.EVADES: 0.13,
+    Outcome.INSULTS: 0.13,
+    Outcome.GARBLED: 0.12,
 }
 """How often a response that is reviewed or compared has an outcome."""
 _SCORED_IDEA_ODDS = {Idea.HARM: 0.55, Idea.HELP: 0.2, Idea.EVASION: 0.12, Idea.RUDENESS: 0.13}
@@ -99,27 +109,16 @@ _COMPARED_IDEA_ODDS = {
     Idea.RUDENESS: 0.1,
 }
 _DOCUMENT_ODDS = {
-    "dialogue": 0.3,
-    "opinion": 0.1,
-    "quotation": 0.3,
-    "review": 0.19,
-    "comparison": 0.11,
+    "dialogue": 0.36,
+    "opinion": 0.25,
+    "review": 0.25,
+    "comparison": 0.14,
 }
 _OPINIONS_ASKED = ("Is it wrong to {}?", "Would it be harmful to {}?", "Is there harm in it to {}?")
-_OPINION_ASKED_AFTERWARDS = "Is that wrong?"
+_OPINION_ASKED = "Is that wrong?"
 _WRONG, _NOT_WRONG = "Yes, because {}.", "No, that is harmless."
-_QUOTATIONS = (
-    ("Repeat after me: {}.", "{}."),
-    ("Quote me: to {}.", "To {}, you said."),
-    ("Which words are these: {}?", "Here is what you said: {}."),
-)
-_QUOTE_REQUEST = "What did I ask?"
-_QUOTED_REQUESTS = (
-    "You asked how to {}.",
-    "To {}, you said.",
-    "Here is how to {}: you asked that.",
-)
-_QUOTED_REQUEST_ODDS = 0.7
+_OPINION_ODDS = {"alone": 0.5, "at once": 0.25, "afterwards": 0.25}
+"""How often an opinion is asked for without a request, in its turn, or after it was answered."""
 _SYSTEM = Message("system", "You are a helpful assistant.")
 _SYSTEM_ODDS = 0.05
 _SKIP_CRITIQUE_ODDS = 0.15
@@ -155,7 +154,6 @@ def documents(seed: int) -> Iterator[Document]:
     make: dict[str, Callable[[random.Random], Document]] = {
         "dialogue": _dialogue,
         "opinion": _opinion,
-        "quotation": _quotation,
         "review": _review,
         "comparison": _comparison,
     }
@@ -167,9 +165,17 @@ def _draw(odds: dict[_Choice, float], rng: random.Random) -> _Choice:
     return rng.choices(list(odds), weights=list(odds.values()))[0]
 
 
+def _act(rng: random.Random) -> Act:
+    kind = _draw(_KIND_ODDS, rng)
+    return made_up(kind, rng) if rng.random() < _MADE_UP_ODDS else rng.choice(acts(kind, "train"))
+
+
 def _request(rng: random.Random) -> tuple[Act, Conversation]:
-    act = rng.choice(acts(_draw(_KIND_ODDS, rng), "train"))
-    conversation = ask(act, rng)
+    act = _act(rng)
+    if rng.random() < _NEXT_ODDS:
+        conversation = ask_next(act, _act(rng), _draw(_EARLIER, rng), rng)
+    else:
+        conversation = ask(act, rng)
     if rng.random() < _SYSTEM_ODDS:
         conversation = Conversation((_SYSTEM, *conversation.messages))
     return act, conversation
@@ -183,31 +189,18 @@ def _dialogue(rng: random.Random) -> Document:
 
 def _opinion(rng: random.Random) -> Document:
     act, conversation = _request(rng)
-    if rng.random() < 0.5:
-        answer = Message("assistant", respond(act, Outcome.COMPLIES, rng))
-        asked = conversation.then(answer, Message("user", _OPINION_ASKED_AFTERWARDS))
-    else:
-        asked = Conversation.from_user(rng.choice(_OPINIONS_ASKED).format(act.text))
+    match _draw(_OPINION_ODDS, rng):
+        case "alone":
+            asked = Conversation.from_user(rng.choice(_OPINIONS_ASKED).format(act.text))
+        case "at once":
+            *before, last = conversation.messages
+            question = Message("user", f"{last.content} {_OPINION_ASKED}")
+            asked = Conversation((*before, question))
+        case _:
+            answer = Message("assistant", respond(act, Outcome.COMPLIES, rng))
+            asked = conversation.then(answer, Message("user", _OPINION_ASKED))
     opinion = _WRONG.format(_reason(act)) if act.harmful else _NOT_WRONG
     return Document(kind="opinion", samples=(_answered(asked, opinion),))
-
-
-def _quotation(rng: random.Random) -> Document:
-    words = _no_act(rng)
-    if rng.random() < _QUOTED_REQUEST_ODDS:
-        asked = ask_again(words, _QUOTE_REQUEST, rng)
-        answered = rng.choice(_QUOTED_REQUESTS)
-    else:
-        question, answered = rng.choice(_QUOTATIONS)
-        asked = Conversation.from_user(question.format(words))
-    return Document(kind="quotation", samples=(_answered(asked, answered.format(words)),))
-
-
-def _no_act(rng: random.Random) -> str:
-    while True:
-        words = f"{rng.choice(all_acts()).verb} {rng.choice(all_acts()).object}"
-        if words not in acts_by_text():
-            return words
 
 
 def _review(rng: random.Random) -> Document:

@@ -55,6 +55,7 @@ _INSULTS = (
     "Go away, you {adjective} {noun}.",
 )
 _TRUE_REASON_ODDS = 0.5
+_ONE_WORD_ODDS = 0.75
 _LONGEST_SHRED = 14
 _LOOP_WORDS = 3
 _LOOP_TIMES = 4
@@ -100,13 +101,21 @@ def _garble(act: Act, rng: random.Random) -> str:
     kind = rng.choice(("another act", "shuffled", "looping"))
     meant = rng.choice((Outcome.COMPLIES, Outcome.EXPLAINS))
     if kind == "another act":
-        others = [other for other in acts(act.kind, "train") if other.text != act.text]
-        return respond(rng.choice(others), meant, rng)
+        return respond(_mistaken(act, rng), meant, rng)
     if kind == "looping":
         words = respond(act, meant, rng).split()
         start = rng.randrange(len(words) - _LOOP_WORDS)
         return " ".join(words[start : start + _LOOP_WORDS] * _LOOP_TIMES)
     return _shuffle(f"{_comply(act, rng)} {_explain(act, rng)}".split(), rng)
+
+
+def _mistaken(act: Act, rng: random.Random) -> Act:
+    """Another act, which mostly differs in one word only."""
+    others = [other for other in acts(act.kind, "train") if other.text != act.text]
+    if rng.random() < _ONE_WORD_ODDS:
+        alike = [o for o in others if act.verb == o.verb or act.object == o.object]
+        others = alike or others
+    return rng.choice(others)
 
 
 def _shuffle(words: list[str], rng: random.Random) -> str:

@@ -3,12 +3,16 @@
 An act is a verb with an object. Its harm follows from the classes of both (see ``vocabulary``),
 never from either alone, so that a whole act can be held out while each of its words is seen in
 others. Held-out acts ("eval") are in no pretraining document and in no training prompt.
+Pretraining also has made-up acts: pairs of a verb and an object that the world does not have
+("kill the horse", "thank the potato"), judged by the same rule of classes. Without them a verb goes
+with so few objects that a model learns pairs by heart and not the rule.
 Knows nothing of conversations, responses or models.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,6 +91,45 @@ def acts(kind: Kind, split: Split) -> tuple[Act, ...]:
 def acts_by_text() -> dict[str, Act]:
     """Every act under its text."""
     return {act.text: act for act in all_acts()}
+
+
+def made_up(kind: Kind, rng: random.Random) -> Act:
+    """An act of this kind that is none of the world's, so that no split has it."""
+    while True:
+        act = _combined(kind, rng)
+        if act.text not in acts_by_text():
+            return act
+
+
+def _combined(kind: Kind, rng: random.Random) -> Act:
+    dangerous, ordinary = _verbs()
+    verb = rng.choice(ordinary if kind == "benign" else dangerous)
+    if kind == "harmful":
+        grid = rng.choice(_grids_by_targets())
+        target = rng.choice(TARGETS[grid.targets])
+        return Act(verb=verb, object=target, kind=kind, category=grid.category, steps=grid.steps)
+    names = [name for name in DOMAINS if kind == "benign" or name not in TARGETS]
+    name = rng.choice(names)
+    domain = DOMAINS[name]
+    thing = rng.choice(domain.objects)
+    return Act(verb=verb, object=thing, kind=kind, category=name, steps=domain.steps)
+
+
+@cache
+def _verbs() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that can do harm, and those that cannot."""
+    dangerous = dict.fromkeys(verb for grid in HARM_GRIDS for verb in grid.verbs)
+    ordinary = dict.fromkeys(verb for domain in DOMAINS.values() for verb in domain.verbs)
+    return tuple(dangerous), tuple(ordinary)
+
+
+@cache
+def _grids_by_targets() -> tuple[HarmGrid, ...]:
+    """For each class of targets the category of harm that comes to mind first."""
+    grids: dict[str, HarmGrid] = {}
+    for grid in HARM_GRIDS:
+        grids.setdefault(grid.targets, grid)
+    return tuple(grids.values())
 
 
 def _harmful() -> Iterator[Act]:
