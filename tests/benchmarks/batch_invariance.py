@@ -47,8 +47,8 @@ class Row:
     tokens: int
     other_texts: int
     """Requests whose text differs from the first run's."""
-    other_logprobs: int
-    """Tokens whose log-probability differs in any bit, among equal texts."""
+    other_logprobs: int | None = None
+    """Tokens whose log-probability differs in any bit, among equal texts; None: not looked at."""
 
 
 def requests(count: int) -> list[tuple[Conversation, Sampling]]:
@@ -163,7 +163,6 @@ def peer(args: argparse.Namespace) -> Row:
         requests=len(texts),
         tokens=sum(map(len, alone)),
         other_texts=sum(a != b for a, b in zip(alone, batched, strict=True)),
-        other_logprobs=-1,
     )
 
 
@@ -181,7 +180,7 @@ def main() -> None:
     for heading in ("", "requests", "tokens", "other texts", "other log-probabilities"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows:
-        logprobs = "" if row.other_logprobs < 0 else f"{row.other_logprobs:,}"
+        logprobs = "" if row.other_logprobs is None else f"{row.other_logprobs:,}"
         table.add_row(
             row.name, f"{row.requests:,}", f"{row.tokens:,}", f"{row.other_texts:,}", logprobs
         )

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +25,17 @@ class Tour:
     seconds: float
 
 
-def block(name: str) -> str:
-    """The fenced block of the README below ``<!-- test:NAME -->``."""
+@pytest.fixture(scope="session")
+def block() -> Callable[[str], str]:
+    """Name -> the fenced block of the README below ``<!-- test:NAME -->``."""
     text = (ROOT / "README.md").read_text("utf-8")
-    found = re.search(rf"<!-- test:{name} -->\n```\w+\n(.*?)```", text, re.DOTALL)
-    assert found is not None, f"README.md has no block {name}"
-    return found[1]
 
+    def named(name: str) -> str:
+        found = re.search(rf"<!-- test:{name} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+        assert found is not None, f"README.md has no block {name}"
+        return found[1]
 
-@pytest.fixture(scope="session", name="block")
-def block_() -> object:
-    """Reads a block of the README."""
-    return block
+    return named
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tour(checkout: Path) -> Tour:
+def tour(checkout: Path, block: Callable[[str], str]) -> Tour:
     """The small run, a command a stage."""
     began = time.monotonic()
     done = subprocess.run(

@@ -13,6 +13,7 @@ from solon.sandbox.vocabulary import DOMAINS, HARM_GRIDS, SOUNDS_DANGEROUS, TARG
 from solon.sandbox.world import KINDS, SPLITS, Kind, acts, acts_by_text, all_acts, made_up
 
 SOME_DOCUMENTS = 12000
+DANGEROUS = {verb for grid in HARM_GRIDS for verb in grid.verbs}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,7 @@ def test_every_act_has_one_kind_and_one_split() -> None:
 
 
 def test_a_dangerous_verb_alone_says_nothing_about_harm() -> None:
-    verbs = {verb for grid in HARM_GRIDS for verb in grid.verbs}
-    assert set(SOUNDS_DANGEROUS) <= verbs
+    assert set(SOUNDS_DANGEROUS) <= DANGEROUS
 
 
 def test_an_object_alone_says_nothing_about_harm() -> None:
@@ -57,21 +57,19 @@ def test_an_object_alone_says_nothing_about_harm() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_made_up_acts_are_none_of_the_world_and_follow_its_rule(kind: Kind) -> None:
-    dangerous = {verb for grid in HARM_GRIDS for verb in grid.verbs}
     wronged = {thing for things in TARGETS.values() for thing in things}
     drawn = [made_up(kind, random.Random(seed)) for seed in range(500)]
     assert len({act.text for act in drawn}) > 400
     assert not {act.text for act in drawn} & set(acts_by_text())
     for act in drawn:
         assert act.kind == kind
-        assert (act.verb in dangerous) == (kind != "benign")
+        assert (act.verb in DANGEROUS) == (kind != "benign")
         if kind != "benign":
             assert (act.object in wronged) == act.harmful
 
 
 def test_no_verb_is_both_dangerous_and_ordinary() -> None:
-    dangerous = {verb for grid in HARM_GRIDS for verb in grid.verbs}
-    assert not dangerous & {verb for domain in DOMAINS.values() for verb in domain.verbs}
+    assert not DANGEROUS & {verb for domain in DOMAINS.values() for verb in domain.verbs}
 
 
 def test_no_held_out_act_is_in_any_pretraining_document(corpus: list[Document]) -> None:

@@ -83,9 +83,10 @@ class Child:
         return self.process.returncode is None
 
     @property
-    def killed(self) -> bool:
-        """Whether a signal ended it, rather than it itself."""
-        return self.process.returncode is not None and self.process.returncode < 0
+    def killed_by(self) -> signal.Signals | None:
+        """The signal that ended it; None where it runs or ended by itself."""
+        code = self.process.returncode
+        return signal.Signals(-code) if code is not None and code < 0 else None
 
     async def stop(self, grace: float) -> None:
         """Ask it to end (SIGTERM), and end it with all that it started after ``grace`` seconds."""
@@ -113,11 +114,10 @@ class Child:
 
     def ending(self) -> str:
         """How it ended, in words."""
-        code = self.process.returncode
-        if code is not None and code < 0:
-            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{hint}"
-        return "still running" if code is None else f"exit code {code}"
+        if self.killed_by is not None:
+            hint = " (out of memory?)" if self.killed_by is signal.SIGKILL else ""
+            return f"killed by {self.killed_by.name}{hint}"
+        return "still running" if self.running else f"exit code {self.process.returncode}"
 
     def _kill_group(self) -> None:
         try:

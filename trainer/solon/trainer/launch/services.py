@@ -194,10 +194,9 @@ class _Service:
             try:
                 return await self.start()
             except LaunchError:
-                if self.child is None or not self.child.killed:
+                if self.child is None or self.child.killed_by is None:
                     raise
-                await asyncio.sleep(self._backoff(self.child))
-                self.restarts += 1
+                await self._back_off(self.child)
         return await self.start()
 
     async def start(self) -> None:
@@ -225,16 +224,15 @@ class _Service:
         while True:
             assert self.child is not None, "kept before it was started"
             await self.child.process.wait()
-            await asyncio.sleep(self._backoff(self.child))
-            self.restarts += 1
+            await self._back_off(self.child)
             try:
                 await self.start()
             except LaunchError:
                 # a failed start is one more crash: counted, and given up on, by the next turn
                 await self.child.stop(0)
 
-    def _backoff(self, child: Child) -> float:
-        """Count a crash; the seconds to wait after it."""
+    async def _back_off(self, child: Child) -> None:
+        """Count a crash, and the restart that is due after the wait."""
         now = time.monotonic()
         self._crashes.append(now)
         recent = [crash for crash in self._crashes if now - crash <= self._patience.window]
@@ -245,7 +243,8 @@ class _Service:
                 f"(log: {self._log})",
                 user_error=child.process.returncode == USER_ERROR,
             )
-        return self._patience.first_backoff * 2.0 ** (len(recent) - 1)
+        await asyncio.sleep(self._patience.first_backoff * 2.0 ** (len(recent) - 1))
+        self.restarts += 1
 
     async def _port_of(self, child: Child, ready_file: Path) -> int:
         """The port on which the process serves, as soon as it does."""
