@@ -17,6 +17,7 @@ from solon.client.errors import SolonError
 from solon.client.judge import JudgeClient
 from solon.client.policy import PolicyClient
 from solon.client.requests import ConstitutionRef
+from solon.client.security import Tls
 from solon.client.types import (
     ChainOfThought,
     Comparison,
@@ -84,6 +85,7 @@ __all__ = [
     "ServerInfo",
     "SolonError",
     "Timing",
+    "Tls",
     "Token",
     "Usage",
     "WeightsUpdated",

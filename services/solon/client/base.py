@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, Self, TypeVar
 import grpc
 from google.protobuf import wrappers_pb2
 
-from solon.client.channel import MAX_MESSAGE_BYTES, open_channel
+from solon.client.channel import MAX_MESSAGE_BYTES, is_loopback, open_channel
 from solon.client.errors import (
     BadReply,
     DeadlineExceeded,
@@ -25,6 +25,7 @@ from solon.client.errors import (
     from_rpc_error,
 )
 from solon.client.retry import RetryPolicy, with_retries
+from solon.client.security import Tls, bearer
 
 
 class _Named(Protocol):
@@ -58,6 +59,9 @@ class ServiceClient:
         timeout: float = 300.0,
         retry_for: float = 60.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: Tls | None = None,
+        token: str | None = None,
+        allow_plain_token: bool = False,
     ) -> None:
         """Remember how to connect; ``async with`` does.
 
@@ -67,7 +71,21 @@ class ServiceClient:
             retry_for: Seconds after a call's first failure within which it is tried again; 0 is
                 never. Longer than a restart takes, and a restart goes unnoticed.
             max_message_bytes: Bound of a reply.
+            tls: How to encrypt, and whom to trust. None: plain text.
+            token: Bearer token, shown with every call.
+            allow_plain_token: Show it in plain text to other machines, too: for a network that
+                encrypts by itself, such as a service mesh.
+
+        Raises:
+            ValueError: The token is malformed, or would travel in plain text.
         """
+        if token is not None and tls is None and not (allow_plain_token or is_loopback(address)):
+            raise ValueError(
+                f"token: it would travel to {address} in plain text: give tls=Tls(...), or "
+                "allow_plain_token=True if the network encrypts by itself"
+            )
+        self._metadata = bearer(token)
+        self._tls = tls
         self.address = address
         self._timeout = timeout
         self._retry = RetryPolicy(retry_for=retry_for)
@@ -80,6 +98,7 @@ class ServiceClient:
             self.address,
             service=self.HEALTH_NAME if self.BALANCED else None,
             max_message_bytes=self._max_message_bytes,
+            tls=self._tls,
         )
         return self
 
@@ -106,7 +125,7 @@ class ServiceClient:
         """
         # the balanced channel knows healthy replicas only: it cannot tell that a replica is up
         # but loading, or is another service
-        async with open_channel(self.address, service=None) as plain:
+        async with open_channel(self.address, service=None, tls=self._tls) as plain:
 
             async def attempt() -> None:
                 await self._health(plain)
@@ -156,7 +175,7 @@ class ServiceClient:
 
         async def attempt() -> Result:
             with _translated_errors(request.request_id):
-                return read(await method(request, timeout=deadline))
+                return read(await method(request, timeout=deadline, metadata=self._metadata))
 
         return await with_retries(attempt, self._retry)
 
@@ -168,7 +187,8 @@ class ServiceClient:
         timeout: float | None,
     ) -> AsyncGenerator[Result, None]:
         """One attempt at a stream: what was yielded cannot be taken back, so no retry here."""
-        call = method(request, timeout=self._timeout if timeout is None else timeout)
+        deadline = self._timeout if timeout is None else timeout
+        call = method(request, timeout=deadline, metadata=self._metadata)
         try:
             with _translated_errors(request.request_id):
                 async for response in call:

@@ -11,6 +11,8 @@ import re
 
 import grpc
 
+from solon.client.security import Tls
+
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 """Default bound of a reply: 64 completions of 131,072 tokens with their log-probabilities come
 near it. gRPC's own default is 4 MiB."""
@@ -27,7 +29,11 @@ _LOOPBACK = re.compile(r"(ipv4:|ipv6:|dns:///)?(127\.|localhost:|\[::1\])")
 
 
 def open_channel(
-    address: str, *, service: str | None, max_message_bytes: int = MAX_MESSAGE_BYTES
+    address: str,
+    *,
+    service: str | None,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    tls: Tls | None = None,
 ) -> grpc.aio.Channel:
     """A channel to every replica behind an address. Needs a running event loop.
 
@@ -37,6 +43,10 @@ def open_channel(
         service: Full name of the gRPC service. Calls go round robin to the replicas that
             report it as SERVING (grpc.health.v1). None: the first replica that connects.
         max_message_bytes: Bound of a reply.
+        tls: None: plain text.
+
+    Raises:
+        ValueError, OSError: The TLS files cannot be used.
     """
     options: list[tuple[str, str | int]] = [
         ("grpc.service_config", json.dumps(service_config(service))),
@@ -48,10 +58,19 @@ def open_channel(
         ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
         ("grpc.max_receive_message_length", max_message_bytes),
     ]
-    if _LOOPBACK.match(address):
+    if is_loopback(address):
         # gRPC sends even loopback through http_proxy unless no_proxy says otherwise
         options.append(("grpc.enable_http_proxy", 0))
-    return grpc.aio.insecure_channel(address, options=options)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    if tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.aio.secure_channel(address, tls.credentials(), options=options)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether what is sent to the address stays on this machine."""
+    return _LOOPBACK.match(address) is not None
 
 
 def service_config(service: str | None) -> dict[str, object]:

@@ -22,6 +22,7 @@ from solon.client.control import ControlClient as AsyncControlClient
 from solon.client.critic import CriticClient as AsyncCriticClient
 from solon.client.judge import JudgeClient as AsyncJudgeClient
 from solon.client.policy import PolicyClient as AsyncPolicyClient
+from solon.client.security import Tls
 
 Client = TypeVar("Client", bound=ServiceClient)
 Params = ParamSpec("Params")
@@ -40,10 +41,19 @@ class _Blocking(Generic[Client]):
         timeout: float = 300.0,
         retry_for: float = 60.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: Tls | None = None,
+        token: str | None = None,
+        allow_plain_token: bool = False,
     ) -> None:
         """As the async client's."""
         self._client = self._client_class(
-            address, timeout=timeout, retry_for=retry_for, max_message_bytes=max_message_bytes
+            address,
+            timeout=timeout,
+            retry_for=retry_for,
+            max_message_bytes=max_message_bytes,
+            tls=tls,
+            token=token,
+            allow_plain_token=allow_plain_token,
         )
         self._runner = asyncio.Runner()
         self._thread: threading.Thread | None = None

@@ -9,7 +9,10 @@ Exceptions::
     ├── DigestMismatch          the constitution is another one than the caller expects
     ├── WeightVersionMismatch   the weights are others than the caller expects
     ├── NotServing              the model is not loaded yet
-    └── DeadlinePassed          nobody waits for the answer any more
+    ├── DeadlinePassed          nobody waits for the answer any more
+    ├── RequestIdReused         the request_id names another body
+    ├── NotAuthenticated        no credential, or a wrong one
+    └── NotPermitted            the credential lacks the scope
 
 ``status`` turns these and the engines' errors (``solon.engine.base``) into status codes. Knows
 nothing of gRPC.
@@ -135,3 +138,33 @@ class DeadlinePassed(ServiceError):
     def __init__(self) -> None:
         """Nothing to say but that."""
         super().__init__("the deadline had passed before any work began: allow more time")
+
+
+class RequestIdReused(ServiceError):
+    """The same request_id was lately used for another request."""
+
+    def __init__(self, request_id: str) -> None:
+        """``request_id``: the caller's."""
+        super().__init__(
+            f"request_id {request_id!r} was lately used for a request with another body: give "
+            "every request an id of its own"
+        )
+
+
+class NotAuthenticated(ServiceError):
+    """The call brings no credential, or none that the server knows."""
+
+    def __init__(self, problem: str) -> None:
+        """``problem``: what is wrong; never the credential."""
+        super().__init__(f"{problem}: send 'authorization: Bearer TOKEN' with every call")
+
+
+class NotPermitted(ServiceError):
+    """The credential is known but does not reach so far."""
+
+    def __init__(self, caller: str, scope: str) -> None:
+        """``caller``: the token's name. ``scope``: the one that is needed."""
+        super().__init__(
+            f"token {caller!r} lacks scope {scope!r}: use one that has it",
+            metadata={"scope": scope},
+        )

@@ -1,14 +1,15 @@
 """What stands before every call of a Solon service, and what becomes of its end.
 
-One interceptor, so that servicers only translate: it reads the request, names it, refuses it while
-the model loads, past its deadline or against the rules; it turns every exception into a status
-with details; it writes the log line. Health and reflection pass untouched. Knows nothing of
-roles.
+One interceptor, so that servicers only translate: it asks who calls, reads the request, names it,
+refuses it while the model loads, past its deadline or against the rules; it gives a request that
+is asked again its first answer; it turns every exception into a status with details; it writes
+the log line. Health and reflection pass untouched. Knows nothing of roles.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -22,12 +23,16 @@ from google.protobuf.message import DecodeError, Message
 
 from solon.engine.base import EngineError
 from solon.serving import rules
+from solon.serving.answers import Answers, Key
 from solon.serving.errors import DeadlinePassed, InvalidFields, NotServing
 from solon.serving.health import Health, Phase
 from solon.serving.logs import cause
 from solon.serving.status import Failure, failure_of
+from solon.serving.tokens import Scope, Tokens
 
 _PREFIX = "/solon.v1."
+_CONTROL = "/solon.v1.ControlService/"
+_AUTHORIZATION = "authorization"
 _LOG = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -55,11 +60,17 @@ class _Call:
     method: str
     started: float = field(default_factory=time.monotonic)
     request_id: str = ""
+    caller: str = ""
+    """The name of its token; empty where none is needed."""
+    unnamed: bool = False
+    """Whether its request_id is the server's."""
+    replayed: bool = False
+    """Whether the answer was known, or on its way, from the same request before."""
     spent: dict[str, float] = field(default_factory=dict)
 
     def count(self, response: Message) -> None:
         """Add up what a response says it cost. A stream's messages each have a share."""
-        if "usage" not in response.DESCRIPTOR.fields_by_name:
+        if self.replayed or "usage" not in response.DESCRIPTOR.fields_by_name:
             return
         usage, timing = response.usage, response.timing  # type: ignore[attr-defined]
         self._add("prompt_tokens", usage.prompt_tokens)
@@ -74,6 +85,8 @@ class _Call:
             "code": code.name,
             "request_id": self.request_id,
             "seconds": round(time.monotonic() - self.started, 6),
+            **({"caller": self.caller} if self.caller else {}),
+            **({"replayed": True} if self.replayed else {}),
             **self.spent,
             **fields,
         }
@@ -86,9 +99,17 @@ class _Call:
 class Guard(grpc.aio.ServerInterceptor):
     """The interceptor of every Solon server."""
 
-    def __init__(self, health: Health) -> None:
-        """``health``: says whether the model is loaded."""
+    def __init__(self, health: Health, answers: Answers, tokens: Tokens) -> None:
+        """Remember what calls are held to.
+
+        Args:
+            health: Says whether the model is loaded.
+            answers: Keeps one inference to one request_id.
+            tokens: Says who calls.
+        """
         self._health = health
+        self._answers = answers
+        self._tokens = tokens
 
     async def intercept_service(
         self,
@@ -119,8 +140,12 @@ class Guard(grpc.aio.ServerInterceptor):
             call = _Call(method)
             async with _answered(call, context):
                 request = self._admitted(call, body, handler, context)
-                response = await handler.unary_unary(request, context)
-                call.count(response)
+
+                async def work() -> AsyncGenerator[Message, None]:
+                    yield await handler.unary_unary(request, context)
+
+                # to its end: one that is left early counts as given up
+                [response] = [one async for one in self._once(call, request, work)]
                 return response
             # a failed call was aborted: nothing is sent
             return None
@@ -134,22 +159,45 @@ class Guard(grpc.aio.ServerInterceptor):
             call = _Call(method)
             async with _answered(call, context):
                 request = self._admitted(call, body, handler, context)
-                async with aclosing(handler.unary_stream(request, context)) as responses:
+
+                def work() -> AsyncGenerator[Message, None]:
+                    return handler.unary_stream(request, context)
+
+                async with aclosing(self._once(call, request, work)) as responses:
                     async for response in responses:
-                        call.count(response)
                         await context.write(response)
 
         return answer
+
+    async def _once(
+        self, call: _Call, request: _Request, work: Callable[[], AsyncGenerator[Message, None]]
+    ) -> AsyncGenerator[Message, None]:
+        """The work's responses, or those of the same request before."""
+        if call.unnamed or call.method.startswith(_CONTROL):
+            # what nobody named cannot be asked for again; control shows what is, not what was
+            responses = work()
+        else:
+            key = Key(call.caller, call.method, call.request_id)
+            body = cast("Message", request).SerializeToString(deterministic=True)
+            digest = hashlib.sha256(body).digest()
+            call.replayed = self._answers.known(key, digest)
+            responses = self._answers.get(key, digest, work)
+        async with aclosing(responses):
+            async for response in responses:
+                call.count(response)
+                yield response
 
     def _admitted(self, call: _Call, body: bytes, handler: _Handler, context: Context) -> _Request:
         """The request, named and checked.
 
         An empty request_id is filled in, so that the servicer, the log and any error agree.
         """
+        call.caller = self._caller(call.method, context)
         try:
             request = handler.request_deserializer(body)
         except DecodeError as error:
             raise InvalidFields.of("", f"the body is no request of {call.method}") from error
+        call.unnamed = not request.request_id
         request.request_id = request.request_id or uuid4().hex
         call.request_id = request.request_id[:128]
         if self._health.phase is Phase.LOADING:
@@ -157,6 +205,15 @@ class Guard(grpc.aio.ServerInterceptor):
         refuse_if_late(context.time_remaining())
         rules.check(cast("Message", request))
         return request
+
+    def _caller(self, method: str, context: Context) -> str:
+        """The name of whoever calls; empty where no token is needed."""
+        if not self._tokens.required:
+            return ""
+        sent = dict(context.invocation_metadata() or ())
+        authorization = sent.get(_AUTHORIZATION)
+        scope = Scope.CONTROL if method.startswith(_CONTROL) else Scope.INFER
+        return self._tokens.admit(None if authorization is None else str(authorization), scope)
 
 
 def refuse_if_late(seconds_left: float | None) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
+
+from solon.serving import tokens
 
 
 class UsageError(Exception):
@@ -27,7 +30,22 @@ class ServerOptions:
     port: int = 0
     """Port to bind, 0 to 65535; 0 lets the system choose, see ``ready_file``."""
     insecure_bind: bool = False
-    """Whether an address that other machines reach may be bound, though anyone may then call."""
+    """Whether an address that other machines reach may be bound though anyone may call, or read
+    what is said."""
+    tls_certificate: Path | None = None
+    """PEM file: the server's chain. None: no TLS."""
+    tls_key: Path | None = None
+    """PEM file: its key, unencrypted."""
+    tls_client_ca: Path | None = None
+    """PEM file: who signs clients' certificates, which are then required."""
+    token_file: Path | None = None
+    """Bearer tokens that may call, as ``solon.serving.tokens`` has them."""
+    health_port: int | None = None
+    """Port of the same host for health alone, without TLS; None: none. 0: the system chooses."""
+    idempotency_seconds: float = 600.0
+    """For so long the same request_id gets the same answer, >= 0."""
+    idempotency_bytes: int = 64 * 1024 * 1024
+    """Bound of the answers that are kept for that."""
     engine: str = "transformers"
     """What runs the model."""
     model: str = ""
@@ -70,13 +88,35 @@ def parse(program: str, argv: Sequence[str], *, takes_constitutions: bool) -> Se
     values["constitutions"] = tuple(values.get("constitutions", ()))
     values["engine_options"] = dict(values["engine_options"])
     options = ServerOptions(**values)
-    if not options.insecure_bind and not _is_loopback(options.host):
-        raise UsageError(
-            f"--host: {options.host!r} can be reached from other machines, and calls are neither "
-            "encrypted nor authenticated: bind 127.0.0.1, or add --insecure-bind if the network "
-            "around this machine is trusted"
-        )
+    _check_tls(options)
+    _check_bind(options)
     return options
+
+
+def _check_tls(options: ServerOptions) -> None:
+    certificate, key = options.tls_certificate, options.tls_key
+    if (certificate is None) != (key is None):
+        missing = "--tls-key" if key is None else "--tls-certificate"
+        raise UsageError(f"{missing}: a certificate and its key belong together: give both")
+    if options.tls_client_ca is not None and certificate is None:
+        raise UsageError("--tls-client-ca: needs TLS: add --tls-certificate and --tls-key")
+
+
+def _check_bind(options: ServerOptions) -> None:
+    """Serve other machines only what is encrypted, and only to callers that are known."""
+    if options.insecure_bind or _is_loopback(options.host):
+        return
+    known = options.token_file or options.tls_client_ca or os.environ.get(tokens.ENVIRONMENT)
+    lacks = [
+        *(() if options.tls_certificate else ("not encrypted: add --tls-certificate, --tls-key",)),
+        *(() if known else ("not authenticated: add --token-file or --tls-client-ca",)),
+    ]
+    if lacks:
+        raise UsageError(
+            f"--host: {options.host!r} can be reached from other machines, and calls are "
+            f"{'; and '.join(lacks)}; or add --insecure-bind if the network around this machine "
+            "is trusted"
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,6 +154,40 @@ def _add_socket_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) 
         "--insecure-bind",
         action="store_true",
         help="allow an address that other machines reach, without encryption or authentication",
+    )
+    add("--tls-certificate", type=Path, metavar="PEM", help="the server's certificate chain")
+    add("--tls-key", type=Path, metavar="PEM", help="its key, unencrypted")
+    add(
+        "--tls-client-ca",
+        type=Path,
+        metavar="PEM",
+        help="require clients' certificates, signed by this authority",
+    )
+    add(
+        "--token-file",
+        type=Path,
+        metavar="PATH",
+        help=f"bearer tokens that may call, hashed; ${tokens.ENVIRONMENT} may hold more",
+    )
+    add(
+        "--health-port",
+        type=_integer(0, 65_535),
+        metavar="PORT",
+        help="serve health alone, without TLS, on a port of its own; 0: any free one",
+    )
+    add(
+        "--idempotency-seconds",
+        type=_seconds,
+        default=defaults.idempotency_seconds,
+        metavar="S",
+        help="how long the same request_id gets the same answer",
+    )
+    add(
+        "--idempotency-bytes",
+        type=_integer(0, 2**40),
+        default=defaults.idempotency_bytes,
+        metavar="N",
+        help="most memory for that",
     )
     add(
         "--max-message-bytes",

@@ -95,7 +95,13 @@ async def _serve(
     role: Role, server: Server, options: ServerOptions, stopped: asyncio.Event, ready: _ReadyFile
 ) -> None:
     port = await server.bind()
-    where = {"host": options.host, "port": port, "instance_id": server.instance_id}
+    where: dict[str, object] = {
+        "host": options.host,
+        "port": port,
+        "instance_id": server.instance_id,
+    }
+    if (health_port := await server.bind_health()) is not None:
+        where["health_port"] = health_port
     _LOG.info("listening", extra={"fields": {"role": role.name, **where}})
     if not await _loaded(server, stopped):
         # a thread that loads a model cannot be cancelled, and the interpreter would wait for it

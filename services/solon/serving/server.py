@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
@@ -20,11 +21,14 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_reflection.v1alpha import reflection
 
 from solon.engine.base import Engine
+from solon.serving.answers import Answers
 from solon.serving.constitutions import Library
 from solon.serving.control import ControlServicer
 from solon.serving.guard import Guard
 from solon.serving.health import Health, Phase
 from solon.serving.options import ServerOptions, UsageError
+from solon.serving.tls import TlsError, TlsFiles, server_credentials
+from solon.serving.tokens import ENVIRONMENT, TokenError, Tokens
 from solon.v1 import control_pb2, control_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
@@ -63,15 +67,26 @@ class Server:
     """One role over one engine on one socket."""
 
     def __init__(self, role: Role, resources: Resources, options: ServerOptions) -> None:
-        """Nothing is bound or loaded yet."""
+        """Nothing is bound or loaded yet.
+
+        Raises:
+            UsageError: The tokens cannot be read.
+        """
         self.instance_id = uuid4().hex
         """Different in each process: tells a restart."""
         self._engine = resources.engine
         self._options = options
         self._health = Health([role.service.full_name, _CONTROL.full_name])
+        try:
+            tokens = Tokens(options.token_file, os.environ)
+        except TokenError as error:
+            raise UsageError(f"--token-file or ${ENVIRONMENT}: {error}") from error
+        answers = Answers(window=options.idempotency_seconds, most_bytes=options.idempotency_bytes)
         self._server = grpc.aio.server(
-            interceptors=[Guard(self._health)], options=_channel_options(options)
+            interceptors=[Guard(self._health, answers, tokens)],
+            options=_channel_options(options),
         )
+        self._health_server: grpc.aio.Server | None = None
         role.register(self._server, resources)
         control = ControlServicer(
             resources.engine,
@@ -88,19 +103,59 @@ class Server:
         """Listen; health says NOT_SERVING. Returns the port.
 
         Raises:
-            UsageError: The address cannot be bound.
+            UsageError: The address cannot be bound, or the TLS files cannot be used.
         """
-        host = self._options.host
-        address = f"[{host}]" if ":" in host else host
-        try:
-            port = self._server.add_insecure_port(f"{address}:{self._options.port}")
-        except RuntimeError as error:  # grpcio's only sign; its text says nothing more
-            raise UsageError(
-                f"cannot listen on {host}:{self._options.port}: the port is in use, or the address "
-                "is not this machine's; choose another --port (0: any free one) or --host"
-            ) from error
+        credentials = None
+        if self._options.tls_certificate is not None and self._options.tls_key is not None:
+            files = TlsFiles(
+                certificate=self._options.tls_certificate,
+                key=self._options.tls_key,
+                client_ca=self._options.tls_client_ca,
+            )
+            try:
+                credentials = server_credentials(files)
+            except TlsError as error:
+                raise UsageError(
+                    f"--tls-certificate, --tls-key, --tls-client-ca: {error}"
+                ) from error
+        port = self._listen(self._server, "--port", self._options.port, credentials)
         await self._server.start()
         return port
+
+    async def bind_health(self) -> int | None:
+        """Listen for health alone, in plain text, if the options ask for it. Returns the port.
+
+        For probes, which know neither certificates nor tokens.
+
+        Raises:
+            UsageError: The address cannot be bound.
+        """
+        if self._options.health_port is None:
+            return None
+        self._health_server = grpc.aio.server()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        port = self._listen(self._health_server, "--health-port", self._options.health_port, None)
+        await self._health_server.start()
+        return port
+
+    def _listen(
+        self,
+        server: grpc.aio.Server,
+        flag: str,
+        port: int,
+        credentials: grpc.ServerCredentials | None,
+    ) -> int:
+        host = self._options.host
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if credentials is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, credentials)
+        except RuntimeError as error:  # grpcio's only sign; its text says nothing more
+            raise UsageError(
+                f"cannot listen on {host}:{port}: the port is in use, or the address is not this "
+                f"machine's; choose another {flag} (0: any free one) or --host"
+            ) from error
 
     async def load(self) -> None:
         """Load the model; health says SERVING once it has answered its warm-up.
@@ -118,11 +173,17 @@ class Server:
         self._health.close()
         await self._server.stop(self._options.drain_seconds)
         await self._engine.close()
+        await self._stop_health()
 
     async def stop(self) -> None:
         """Stop at once; calls that run are cancelled."""
         self._health.close()
         await self._server.stop(None)
+        await self._stop_health()
+
+    async def _stop_health(self) -> None:
+        if self._health_server is not None:
+            await self._health_server.stop(None)
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:

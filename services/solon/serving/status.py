@@ -56,6 +56,21 @@ _ROWS: tuple[tuple[type[Exception], StatusCode, errors_pb2.ErrorReason.ValueType
     ),
     (errors.NotServing, StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_NOT_SERVING),
     (errors.DeadlinePassed, StatusCode.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_DEADLINE),
+    (
+        errors.RequestIdReused,
+        StatusCode.ALREADY_EXISTS,
+        errors_pb2.ERROR_REASON_REQUEST_ID_REUSED,
+    ),
+    (
+        errors.NotAuthenticated,
+        StatusCode.UNAUTHENTICATED,
+        errors_pb2.ERROR_REASON_NOT_AUTHORIZED,
+    ),
+    (
+        errors.NotPermitted,
+        StatusCode.PERMISSION_DENIED,
+        errors_pb2.ERROR_REASON_NOT_AUTHORIZED,
+    ),
     # a subclass stands before its base: the first row that fits counts
     (base.ContextExceeded, StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_CONTEXT_EXCEEDED),
     (base.InvalidInput, StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from solon.chat import Conversation
 from solon.constitution import Constitution
@@ -34,10 +35,17 @@ from solon.serving.server import Resources, Role, Server
 
 @asynccontextmanager
 async def running(
-    role: Role, engine: Engine, *, constitutions: Iterable[Constitution] = ()
+    role: Role,
+    engine: Engine,
+    *,
+    constitutions: Iterable[Constitution] = (),
+    **changed: Any,
 ) -> AsyncIterator[str]:
-    """Serve a role on a free port of this machine, model loaded; gives the address."""
-    options = ServerOptions(settle_seconds=0, drain_seconds=5)
+    """Serve a role on a free port of this machine, model loaded; gives the address.
+
+    ``changed``: fields of ``ServerOptions`` that are not to have their defaults.
+    """
+    options = ServerOptions(**{"settle_seconds": 0, "drain_seconds": 5} | changed)
     resources = Resources(
         engine=engine,
         library=Library(constitutions),

@@ -1,0 +1,108 @@
+"""TLS of a server: certificates from files, read again when they change.
+
+gRPC asks for the certificate at each new connection, so that one that was renewed is used without
+a restart; connections that are open keep theirs until they end. Knows nothing of services.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from solon.serving.watched import Stamp, stamp_of
+
+_LOG = logging.getLogger(__name__)
+
+
+class TlsError(ValueError):
+    """Files that make no TLS: which, and why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TlsFiles:
+    """PEM files."""
+
+    certificate: Path
+    """The server's chain, its own certificate first."""
+    key: Path
+    """The certificate's private key, without a passphrase."""
+    client_ca: Path | None = None
+    """Who signs clients' certificates. None: clients need none."""
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """The files that there are."""
+        found = (self.certificate, self.key, self.client_ca)
+        return tuple(path for path in found if path is not None)
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials that follow the files.
+
+    Raises:
+        TlsError: The files are not there, are not PEM, or do not belong together.
+    """
+    watch = _Watch(files)
+    return grpc.dynamic_ssl_server_credentials(
+        watch.first, watch.renewed, require_client_authentication=files.client_ca is not None
+    )
+
+
+class _Watch:
+    """What the files hold now, and whether it changed."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._stamps = self._look()
+        self.first = _configuration(files)
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """The new configuration; None if there is no other, or none that works."""
+        if (stamps := self._look()) == self._stamps:
+            return None
+        self._stamps = stamps
+        try:
+            configuration = _configuration(self._files)
+        except TlsError as error:
+            # in the middle of a renewal certificate and key may not fit: the next look will tell
+            fields = {"cause": str(error)}
+            _LOG.error("certificate not read: the last one stays", extra={"fields": fields})
+            return None
+        _LOG.info("certificate read again")
+        return configuration
+
+    def _look(self) -> tuple[Stamp, ...]:
+        return tuple(map(stamp_of, self._files.all))
+
+
+def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    try:
+        contents = [path.read_bytes() for path in files.all]
+    except OSError as error:
+        raise TlsError(f"cannot read {error.filename!r}: {error.strerror}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # without a passphrase: OpenSSL would ask at the terminal
+        context.load_cert_chain(files.certificate, files.key, password=_no_passphrase)
+    except (ssl.SSLError, TlsError) as error:
+        raise TlsError(
+            f"{str(files.certificate)!r} and {str(files.key)!r} are not a PEM certificate and its "
+            f"unencrypted key: {error}"
+        ) from error
+    if files.client_ca is not None:
+        try:
+            context.load_verify_locations(files.client_ca)
+        except ssl.SSLError as error:
+            raise TlsError(f"{str(files.client_ca)!r} is no PEM certificate: {error}") from error
+    certificate, key, *rest = contents
+    return grpc.ssl_server_certificate_configuration(
+        [(key, certificate)], root_certificates=rest[0] if rest else None
+    )
+
+
+def _no_passphrase() -> str:
+    raise TlsError("the key is encrypted; give one that is not")
