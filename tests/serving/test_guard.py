@@ -20,7 +20,14 @@ from solon.serving.logs import JsonFormatter
 from solon.serving.options import ServerOptions
 from solon.serving.server import Resources, Server
 from solon.serving.testing import FunctionEngine
-from solon.v1 import common_pb2, errors_pb2, policy_pb2, policy_pb2_grpc
+from solon.v1 import (
+    common_pb2,
+    control_pb2,
+    control_pb2_grpc,
+    errors_pb2,
+    policy_pb2,
+    policy_pb2_grpc,
+)
 
 Ask = Callable[..., policy_pb2.GenerateRequest]
 Tell = Callable[[grpc.aio.AioRpcError], Any]
@@ -336,3 +343,30 @@ async def _text(
     stub: policy_pb2_grpc.PolicyServiceStub, request: policy_pb2.GenerateRequest
 ) -> str:
     return (await stub.Generate(request)).completions[0].text
+
+
+async def test_a_call_that_would_miss_its_deadline_in_the_queue_is_refused_before_it_starts(
+    engine: FunctionEngine,
+    stub: policy_pb2_grpc.PolicyServiceStub,
+    request_of: Ask,
+    told: Tell,
+) -> None:
+    engine.wait = 30.0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Generate(request_of(), timeout=20)
+    seen = told(caught.value)
+    assert (seen.code, seen.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
+    assert "30.0 s" in seen.message
+    assert engine.asked == []
+    await stub.Generate(request_of(), timeout=60)
+    await stub.Generate(request_of())
+    assert len(engine.asked) == 2
+
+
+async def test_health_and_control_answer_however_long_the_queue_is(
+    engine: FunctionEngine, channel: grpc.aio.Channel
+) -> None:
+    engine.wait = 1e6
+    control = control_pb2_grpc.ControlServiceStub(channel)
+    load = await control.GetLoad(control_pb2.GetLoadRequest(), timeout=20)
+    assert load.queue_capacity == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import json
 import os
@@ -78,8 +79,7 @@ async def refused(call: Awaitable[object]) -> errors.SolonError:
 
 async def test_tls_answers_whoever_trusts_its_authority(authority: Authority) -> None:
     certificate, key = authority.issue("127.0.0.1")
-    files = {"tls_certificate": certificate, "tls_key": key}
-    async with running(ROLE, FunctionEngine(), **files) as address:
+    async with running(ROLE, FunctionEngine(), tls_certificate=certificate, tls_key=key) as address:
         assert await answers(address, tls=Tls(ca=authority.path)) == "Yes."
 
 
@@ -120,8 +120,10 @@ async def test_mutual_tls_wants_a_certificate_of_its_authority(
         ROLE, engine, tls_certificate=certificate, tls_key=key, tls_client_ca=authority.path
     ) as address:
         for shown in (None, of_stranger):
-            pair = {} if shown is None else {"certificate": shown[0], "key": shown[1]}
-            error = await refused(answers(address, tls=Tls(ca=authority.path, **pair)))
+            tls = Tls(ca=authority.path)
+            if shown is not None:
+                tls = dataclasses.replace(tls, certificate=shown[0], key=shown[1])
+            error = await refused(answers(address, tls=tls))
             assert error.code is grpc.StatusCode.UNAVAILABLE
         assert engine.asked == []
         tls = Tls(ca=authority.path, certificate=mine[0], key=mine[1])

@@ -208,6 +208,12 @@ class Load:
     queue_capacity: int
     """Sequences that may wait before new ones are refused."""
     paused: bool
+    wait: float = 0.0
+    """Seconds that a sequence would wait if it came now; 0 also where that cannot be told."""
+    batches: int = 0
+    """Forward passes that made tokens or scores, since the start."""
+    batched_sequences: int = 0
+    """Sequences in all of them together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

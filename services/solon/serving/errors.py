@@ -133,11 +133,16 @@ class NotServing(ServiceError):
 
 
 class DeadlinePassed(ServiceError):
-    """The caller's deadline has passed."""
+    """The caller's deadline has passed, or will have before the work could begin."""
 
-    def __init__(self) -> None:
-        """Nothing to say but that."""
-        super().__init__("the deadline had passed before any work began: allow more time")
+    def __init__(self, wait: float | None = None) -> None:
+        """``wait``: seconds that the work would have had to wait; None: it was late already."""
+        when = (
+            "had passed before any work began"
+            if wait is None
+            else f"would pass in the queue, where the work would wait {wait:.1f} s"
+        )
+        super().__init__(f"the deadline {when}: allow more time")
 
 
 class RequestIdReused(ServiceError):

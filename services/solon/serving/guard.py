@@ -21,12 +21,13 @@ from uuid import uuid4
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from solon.engine.base import EngineError
+from solon.engine.base import Engine, EngineError
 from solon.serving import rules
 from solon.serving.answers import Answers, Key
 from solon.serving.errors import DeadlinePassed, InvalidFields, NotServing
 from solon.serving.health import Health, Phase
 from solon.serving.logs import cause
+from solon.serving.metrics import Metrics
 from solon.serving.status import Failure, failure_of
 from solon.serving.tokens import Scope, Tokens
 
@@ -58,6 +59,7 @@ class _Call:
     """What the log line of a call says."""
 
     method: str
+    metrics: Metrics
     started: float = field(default_factory=time.monotonic)
     request_id: str = ""
     caller: str = ""
@@ -68,23 +70,39 @@ class _Call:
     """Whether the answer was known, or on its way, from the same request before."""
     spent: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def short(self) -> str:
+        """Service and method."""
+        return self.method.removeprefix(_PREFIX)
+
     def count(self, response: Message) -> None:
         """Add up what a response says it cost. A stream's messages each have a share."""
         if self.replayed or "usage" not in response.DESCRIPTOR.fields_by_name:
             return
         usage, timing = response.usage, response.timing  # type: ignore[attr-defined]
+        tokens = {
+            "prompt": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "completion": usage.completion_tokens,
+        }
+        queued = timing.queue.ToTimedelta().total_seconds()
+        if usage.model_calls:
+            self.metrics.spent(self.short, tokens, queued)
         self._add("prompt_tokens", usage.prompt_tokens)
         self._add("completion_tokens", usage.completion_tokens)
-        self._add("queue_seconds", timing.queue.ToTimedelta().total_seconds())
+        self._add("queue_seconds", queued)
         self._add("inference_seconds", timing.inference.ToTimedelta().total_seconds())
 
     def log(self, code: grpc.StatusCode, level: int, **fields: object) -> None:
-        """Write the line."""
+        """Write the line, and count the end."""
+        seconds = time.monotonic() - self.started
+        reason = fields.get("reason")
+        self.metrics.ended(self.short, code.name, None if reason is None else str(reason), seconds)
         line = {
             "method": self.method,
             "code": code.name,
             "request_id": self.request_id,
-            "seconds": round(time.monotonic() - self.started, 6),
+            "seconds": round(seconds, 6),
             **({"caller": self.caller} if self.caller else {}),
             **({"replayed": True} if self.replayed else {}),
             **self.spent,
@@ -99,14 +117,20 @@ class _Call:
 class Guard(grpc.aio.ServerInterceptor):
     """The interceptor of every Solon server."""
 
-    def __init__(self, health: Health, answers: Answers, tokens: Tokens) -> None:
+    def __init__(
+        self, health: Health, engine: Engine, answers: Answers, tokens: Tokens, metrics: Metrics
+    ) -> None:
         """Remember what calls are held to.
 
         Args:
             health: Says whether the model is loaded.
+            engine: Says how long new work would wait.
             answers: Keeps one inference to one request_id.
             tokens: Says who calls.
+            metrics: Counts calls and their ends.
         """
+        self._metrics = metrics
+        self._engine = engine
         self._health = health
         self._answers = answers
         self._tokens = tokens
@@ -137,7 +161,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, Context], Any]:
         async def answer(body: bytes, context: Context) -> Message | None:
-            call = _Call(method)
+            call = _Call(method, self._metrics)
             async with _answered(call, context):
                 request = self._admitted(call, body, handler, context)
 
@@ -156,7 +180,7 @@ class Guard(grpc.aio.ServerInterceptor):
         # a coroutine that writes, not a generator: a cancelled call then always unwinds at once,
         # where a generator that waits at a yield lives until it is collected
         async def answer(body: bytes, context: Context) -> None:
-            call = _Call(method)
+            call = _Call(method, self._metrics)
             async with _answered(call, context):
                 request = self._admitted(call, body, handler, context)
 
@@ -180,7 +204,9 @@ class Guard(grpc.aio.ServerInterceptor):
             key = Key(call.caller, call.method, call.request_id)
             body = cast("Message", request).SerializeToString(deterministic=True)
             digest = hashlib.sha256(body).digest()
-            call.replayed = self._answers.known(key, digest)
+            if self._answers.known(key, digest):
+                call.replayed = True
+                self._metrics.replayed(call.short)
             responses = self._answers.get(key, digest, work)
         async with aclosing(responses):
             async for response in responses:
@@ -202,7 +228,8 @@ class Guard(grpc.aio.ServerInterceptor):
         call.request_id = request.request_id[:128]
         if self._health.phase is Phase.LOADING:
             raise NotServing
-        refuse_if_late(context.time_remaining())
+        waits = 0.0 if call.method.startswith(_CONTROL) else self._engine.load().wait
+        refuse_if_late(context.time_remaining(), waits)
         rules.check(cast("Message", request))
         return request
 
@@ -216,18 +243,27 @@ class Guard(grpc.aio.ServerInterceptor):
         return self._tokens.admit(None if authorization is None else str(authorization), scope)
 
 
-def refuse_if_late(seconds_left: float | None) -> None:
-    """Spend no work on an answer that nobody waits for. None: the call has no deadline.
+def refuse_if_late(seconds_left: float | None, wait: float = 0.0) -> None:
+    """Spend no work on an answer that nobody waits for, or will any more when its turn comes.
+
+    Args:
+        seconds_left: Until the call's deadline. None: it has none.
+        wait: Seconds until work that comes now would begin.
 
     Raises:
-        DeadlinePassed: No time is left.
+        DeadlinePassed: Too little time is left.
     """
-    if seconds_left is not None and seconds_left <= 0:
+    if seconds_left is None:
+        return
+    if seconds_left <= 0:
         raise DeadlinePassed
+    if seconds_left < wait:
+        raise DeadlinePassed(wait)
 
 
 @asynccontextmanager
 async def _answered(call: _Call, context: Context) -> AsyncIterator[None]:
+    call.metrics.began(call.short)
     try:
         yield
     except asyncio.CancelledError:

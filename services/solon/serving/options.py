@@ -40,6 +40,8 @@ class ServerOptions:
     """PEM file: who signs clients' certificates, which are then required."""
     token_file: Path | None = None
     """Bearer tokens that may call, as ``solon.serving.tokens`` has them."""
+    metrics_port: int | None = None
+    """Port of the same host for Prometheus; None: none. 0: the system chooses."""
     health_port: int | None = None
     """Port of the same host for health alone, without TLS; None: none. 0: the system chooses."""
     idempotency_seconds: float = 600.0
@@ -168,6 +170,12 @@ def _add_socket_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) 
         type=Path,
         metavar="PATH",
         help=f"bearer tokens that may call, hashed; ${tokens.ENVIRONMENT} may hold more",
+    )
+    add(
+        "--metrics-port",
+        type=_integer(0, 65_535),
+        metavar="PORT",
+        help="serve Prometheus metrics at /metrics on a port of its own; 0: any free one",
     )
     add(
         "--health-port",

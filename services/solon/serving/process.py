@@ -102,6 +102,8 @@ async def _serve(
     }
     if (health_port := await server.bind_health()) is not None:
         where["health_port"] = health_port
+    if (metrics_port := server.bind_metrics()) is not None:
+        where["metrics_port"] = metrics_port
     _LOG.info("listening", extra={"fields": {"role": role.name, **where}})
     if not await _loaded(server, stopped):
         # a thread that loads a model cannot be cancelled, and the interpreter would wait for it

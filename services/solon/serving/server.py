@@ -26,6 +26,7 @@ from solon.serving.constitutions import Library
 from solon.serving.control import ControlServicer
 from solon.serving.guard import Guard
 from solon.serving.health import Health, Phase
+from solon.serving.metrics import Metrics, Scrapes
 from solon.serving.options import ServerOptions, UsageError
 from solon.serving.tls import TlsError, TlsFiles, server_credentials
 from solon.serving.tokens import ENVIRONMENT, TokenError, Tokens
@@ -82,11 +83,13 @@ class Server:
         except TokenError as error:
             raise UsageError(f"--token-file or ${ENVIRONMENT}: {error}") from error
         answers = Answers(window=options.idempotency_seconds, most_bytes=options.idempotency_bytes)
+        self._metrics = Metrics(self._engine)
         self._server = grpc.aio.server(
-            interceptors=[Guard(self._health, answers, tokens)],
+            interceptors=[Guard(self._health, self._engine, answers, tokens, self._metrics)],
             options=_channel_options(options),
         )
         self._health_server: grpc.aio.Server | None = None
+        self._scrapes: Scrapes | None = None
         role.register(self._server, resources)
         control = ControlServicer(
             resources.engine,
@@ -138,6 +141,24 @@ class Server:
         await self._health_server.start()
         return port
 
+    def bind_metrics(self) -> int | None:
+        """Answer Prometheus, if the options ask for it. Returns the port.
+
+        Raises:
+            UsageError: The address cannot be bound.
+        """
+        port = self._options.metrics_port
+        if port is None:
+            return None
+        try:
+            self._scrapes = Scrapes(self._metrics, self._options.host, port)
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen on {self._options.host}:{port}: {error.strerror}; choose another "
+                "--metrics-port (0: any free one) or --host"
+            ) from error
+        return self._scrapes.port
+
     def _listen(
         self,
         server: grpc.aio.Server,
@@ -173,15 +194,18 @@ class Server:
         self._health.close()
         await self._server.stop(self._options.drain_seconds)
         await self._engine.close()
-        await self._stop_health()
+        await self._stop_beside()
 
     async def stop(self) -> None:
         """Stop at once; calls that run are cancelled."""
         self._health.close()
         await self._server.stop(None)
-        await self._stop_health()
+        await self._stop_beside()
 
-    async def _stop_health(self) -> None:
+    async def _stop_beside(self) -> None:
+        if self._scrapes is not None:
+            await asyncio.to_thread(self._scrapes.close)
+            self._scrapes = None
         if self._health_server is not None:
             await self._health_server.stop(None)
 

@@ -85,6 +85,8 @@ class FunctionEngine:
     """Generations that wait at ``gate`` now."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Generations wait for it; it is set at first."""
+    wait: float = 0.0
+    """What ``load`` says of it, in seconds."""
     paused: PauseMode | None = None
     closed: bool = False
 
@@ -113,7 +115,7 @@ class FunctionEngine:
     def load(self) -> Load:
         """See ``Engine``."""
         paused = self.paused is not None
-        return Load(queued=0, running=self.running, queue_capacity=8, paused=paused)
+        return Load(queued=0, running=self.running, queue_capacity=8, paused=paused, wait=self.wait)
 
     async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
         """See ``Engine``."""

@@ -48,7 +48,10 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """
     watch = _Watch(files)
     return grpc.dynamic_ssl_server_credentials(
-        watch.first, watch.renewed, require_client_authentication=files.client_ca is not None
+        watch.first,
+        # the stubs do not know that None means "no other", as grpc's documentation has it
+        watch.renewed,  # type: ignore[arg-type]
+        require_client_authentication=files.client_ca is not None,
     )
 
 

@@ -54,6 +54,7 @@ from solon.engine.hf.runner import Runner
 from solon.engine.hf.text import Codec
 from solon.engine.hf.worker import Worker
 from solon.engine.options import EngineOptions, read_extra
+from solon.engine.pace import Pace
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ class TransformersEngine:
         self._mode: PauseMode | None = None
         self._closed = False
         self._serving: _Serving | None = None
-        self._pace = _Pace()
+        self._pace = Pace()
 
     async def start(self) -> None:
         """Load the model and answer one warm-up request."""
@@ -109,11 +110,16 @@ class TransformersEngine:
 
     def load(self) -> Load:
         """How busy it is."""
+        worker = self._ready.worker
+        queued = worker.queued
         return Load(
-            queued=self._ready.worker.queued,
-            running=self._ready.worker.running,
+            queued=queued,
+            running=worker.running,
             queue_capacity=self._options.queue_capacity,
             paused=self._mode is not None,
+            wait=self._pace.wait(queued, worker.finished),
+            batches=worker.batches,
+            batched_sequences=worker.batched_sequences,
         )
 
     async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
@@ -235,7 +241,7 @@ class TransformersEngine:
             raise Overloaded(
                 f"{queued} sequences wait and {sequences} more were asked for, but at most "
                 f"{self._options.queue_capacity} may wait: try again later",
-                retry_after=self._pace.wait(queued, worker.finished),
+                retry_after=self._pace.retry_after(queued, worker.finished),
             )
         worker.submit(job)
 
@@ -248,9 +254,9 @@ class TransformersEngine:
         finally:
             self._cancel(job)
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: GenerateJob | ScoreJob) -> None:
         """Free the job's place; harmless once it is done."""
-        job.cancelled = True
+        self._ready.worker.cancel(job)
 
     async def _pieces(
         self, job: GenerateJob, queue: asyncio.Queue[Made | MadePiece | Exception]
@@ -344,25 +350,6 @@ def _load(
         },
     )
     return _Serving(loaded=loaded, codec=codec, worker=worker, info=info)
-
-
-class _Pace:
-    """How fast sequences finish, to tell the refused when to come back."""
-
-    _WINDOW = 2.0
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._finished = 0
-        self._rate = 0.0
-
-    def wait(self, queued: int, finished: int) -> float:
-        """Seconds in which half of the queue has gone, between 0.1 and 30."""
-        elapsed = time.monotonic() - self._since
-        if elapsed > self._WINDOW or not self._rate:
-            self._rate = (finished - self._finished) / max(elapsed, 1e-3)
-            self._since, self._finished = time.monotonic(), finished
-        return min(30.0, max(0.1, queued / 2 / self._rate)) if self._rate > 0 else 1.0
 
 
 def _timing(job: Job, started: float) -> Timing:

@@ -58,6 +58,13 @@ class Job:
     submitted: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     """Set by the event loop when nobody waits any more."""
+    taken: bool = False
+    """Whether it has left the queue."""
+
+    @property
+    def sequences(self) -> int:
+        """Places in the queue that it takes."""
+        return 1
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

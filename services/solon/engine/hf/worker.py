@@ -78,12 +78,17 @@ class Worker:
         self._held = False
         self._closing = False
         self._outbox: list[Callable[[], None]] = []
+        self._queued = 0
         self._running = 0
         self._patience = _JOIN_STEPS
         self.weight_version = weight_version
         """The weights in use."""
         self.finished = 0
         """Sequences that left, for the rate."""
+        self.batches = 0
+        """Forward passes."""
+        self.batched_sequences = 0
+        """Sequences in all of them."""
         self._thread = threading.Thread(target=self._run, name="solon-engine", daemon=True)
 
     def start(self) -> None:
@@ -93,7 +98,7 @@ class Worker:
     @property
     def queued(self) -> int:
         """Sequences that wait."""
-        return len(self._generate) + sum(job.sequences for job in list(self._score))
+        return self._queued
 
     @property
     def running(self) -> int:
@@ -107,6 +112,7 @@ class Worker:
                 self._generate.append(job)
             else:
                 self._score.append(job)
+            self._queued += job.sequences
             self._wake.notify()
 
     def control(self, job: PauseJob | WeightsJob | None) -> None:
@@ -115,10 +121,11 @@ class Worker:
             self._control.append(job)
             self._wake.notify()
 
-    def cancelled(self) -> None:
-        """Say that a job's ``cancelled`` was set."""
+    def cancel(self, job: GenerateJob | ScoreJob) -> None:
+        """Nobody waits for the job any more: its place is free at once."""
         with self._wake:
-            self._wake.notify()
+            job.cancelled = True
+            self._take(job)
 
     def close(self) -> None:
         """Fail what waits and runs, and end the thread."""
@@ -162,6 +169,7 @@ class Worker:
             self._guard(self._step, self._fail_batch)
 
     def _step(self) -> None:
+        self._count(len(self._batch.rows))
         for row, event in self._batch.step():
             if isinstance(event, MadePiece):
                 assert row.job.piece is not None
@@ -172,6 +180,21 @@ class Worker:
             else:
                 self._post(row.job.fail, event)
         self._running = len(self._batch.rows)
+
+    def _taken(self, job: GenerateJob | ScoreJob) -> bool:
+        """Take a job from the queue; whether anybody still waits for it."""
+        with self._wake:
+            self._take(job)
+            return not job.cancelled
+
+    def _take(self, job: GenerateJob | ScoreJob) -> None:
+        if not job.taken:
+            job.taken = True
+            self._queued -= job.sequences
+
+    def _count(self, sequences: int) -> None:
+        self.batches += 1
+        self.batched_sequences += sequences
 
     def _admit(self) -> None:
         """Let sequences join, several at once where that does not keep the first of them long.
@@ -190,8 +213,7 @@ class Worker:
         self._patience = _JOIN_STEPS
         jobs: list[GenerateJob] = []
         while self._generate and len(jobs) < free:
-            job = self._generate.popleft()
-            if not job.cancelled:
+            if self._taken(job := self._generate.popleft()):
                 jobs.append(job)
         if jobs:
             self._running += len(jobs)
@@ -204,8 +226,7 @@ class Worker:
         jobs: list[ScoreJob] = []
         tokens = 0
         while self._score and (not jobs or tokens < _SCORE_PROMPT_TOKENS):
-            job = self._score.popleft()
-            if not job.cancelled:
+            if self._taken(job := self._score.popleft()):
                 jobs.append(job)
                 tokens += sum(map(len, job.prompts))
         if jobs:
@@ -220,6 +241,7 @@ class Worker:
         parts = [part for job in jobs for part in split(job, self._score_keys)]
         done: list[tuple[Part, PartLogprobs]] = []
         for group in self._grouped(parts):
+            self._count(sum(part.last - part.first for part in group))
             done += zip(group, self._scorer.score(group), strict=True)
         for job in jobs:
             self._answer(job, [pair for pair in done if pair[0].job is job], started)
@@ -304,11 +326,11 @@ class Worker:
         rows = [row for row in self._batch.end() if not row.job.cancelled]
         for row in rows:
             self._post(row.job.done, row.made(FinishReason.ABORT))
-        waiting = [job for job in self._generate if not job.cancelled]
+        waiting = [job for job in self._generate if self._taken(job)]
         self._generate.clear()
         for job in waiting:
             self._post(job.done, self._nothing(job))
-        scores = [job for job in self._score if not job.cancelled]
+        scores = [job for job in self._score if self._taken(job)]
         self._score.clear()
         for score in scores:
             self._post(score.fail, Paused("generation was paused while this request waited"))

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from solon.engine.base import EngineFailed, Load, Overloaded, Paused, PauseMode
+from solon.engine.pace import Pace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +44,8 @@ class Gate:
         self._idle = asyncio.Event()
         self._idle.set()
         self._abort = False
+        self._finished = 0
+        self._pace = Pace()
         self._sleepers: set[asyncio.Future[None]] = set()
         self._closed = False
 
@@ -53,6 +56,9 @@ class Gate:
             running=len(self._running),
             queue_capacity=self._capacity,
             paused=self._mode is not None,
+            wait=self._pace.wait(self._queued, self._finished),
+            batches=self._finished,
+            batched_sequences=self._finished,
         )
 
     @asynccontextmanager
@@ -81,6 +87,7 @@ class Gate:
             yield place
         finally:
             self._running.discard(place)
+            self._finished += 1
             _ring(place.left)
             if self._slots is not None:
                 self._slots.release()
@@ -166,7 +173,7 @@ class Gate:
         if self._queued >= self._capacity:
             raise Overloaded(
                 f"{self._queued} sequences wait, which is all that may: try again later",
-                retry_after=0.1,
+                retry_after=self._pace.retry_after(self._queued, self._finished),
             )
 
     def _check_abort(self) -> None:
