@@ -150,8 +150,11 @@ async def test_a_call_waits_for_a_server_that_comes_back_on_its_port(
 class Critic(critic_pb2_grpc.CriticServiceServicer):
     """Makes rounds whose text depends on the seed; fails in the middle of the first chain."""
 
-    def __init__(self, *, text_of_second_chain: str = "") -> None:
+    def __init__(
+        self, *, text_of_second_chain: str = "", weights_of_second_chain: str = "w-3"
+    ) -> None:
         self.requests: list[critic_pb2.RefineRequest] = []
+        self._other_weights = weights_of_second_chain
         self._other_text = text_of_second_chain
 
     def add(self, server: grpc.aio.Server) -> None:
@@ -171,7 +174,7 @@ class Critic(critic_pb2_grpc.CriticServiceServicer):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
             text = f"{request.sampling.seed}-{number}" + ("" if first else self._other_text)
             yield critic_pb2.RefineResponse(
-                weight_version="w-3",
+                weight_version="w-3" if first else self._other_weights,
                 round=number,
                 principle_id=str(request.principles.sample.seed),
                 revision=common_pb2.Completion(text=text, finish_reason=STOPPED),
@@ -189,9 +192,7 @@ async def test_a_chain_that_breaks_goes_on_after_the_rounds_already_made(
     seed = critic.requests[0].sampling.seed
     assert [r.revision.text for r in rounds] == [f"{seed}-{number}" for number in (1, 2, 3, 4)]
     first, second = critic.requests
-    assert not first.HasField("weight_version")
-    assert second.weight_version == "w-3"
-    second.ClearField("weight_version")
+    # in every field, or a server that still makes the first would refuse the second's request_id
     assert first == second
 
 
@@ -205,6 +206,16 @@ async def test_a_repeated_chain_that_says_something_else_is_refused(
             async for refined in client.refine(question, "Sure.", constitution="core"):
                 made.append(refined.round)  # noqa: PERF401
     assert made == [1, 2]
+
+
+async def test_a_repeated_chain_on_other_weights_is_refused(
+    serve: Any, question: Conversation
+) -> None:
+    server = await serve(Critic(weights_of_second_chain="w-4").add)
+    async with CriticClient(server.address) as client:
+        with pytest.raises(errors.WeightVersionMismatch) as caught:
+            _ = [r async for r in client.refine(question, "Sure.", constitution="core")]
+    assert (caught.value.expected, caught.value.actual) == ("w-3", "w-4")
 
 
 async def test_the_patience_begins_with_the_first_failure_not_with_the_call() -> None:

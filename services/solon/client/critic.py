@@ -9,7 +9,7 @@ from dataclasses import replace
 from solon.chat import Conversation
 from solon.client import replies, requests
 from solon.client.base import ServiceClient
-from solon.client.errors import BadReply, SolonError
+from solon.client.errors import BadReply, SolonError, WeightVersionMismatch
 from solon.client.requests import ConstitutionRef
 from solon.client.retry import Retries
 from solon.client.types import CritiqueResult, RefinedRound, RevisionResult, Sampling
@@ -170,8 +170,6 @@ class CriticClient(ServiceClient):
                 return
             except SolonError as error:
                 await retries.wait_after(error)
-            if made:
-                request.weight_version = made[0].weight_version
 
     async def _rounds(
         self,
@@ -208,6 +206,13 @@ def _seeded(sampling: Sampling | None) -> Sampling:
 
 def _require_same(again: RefinedRound, before: RefinedRound) -> None:
     """A repeated round must be the one that the caller has, or the chain is of two minds."""
+    if again.weight_version != before.weight_version:
+        raise WeightVersionMismatch(
+            f"the chain began on the weights {before.weight_version!r}, and the replica that it "
+            f"was repeated on runs {again.weight_version!r}: ask for a new chain",
+            metadata={"expected": before.weight_version, "actual": again.weight_version},
+            request_id=again.request_id,
+        )
     if (again.principle_id, again.revision.text) != (before.principle_id, before.revision.text):
         raise BadReply(
             f"round {again.round} of a repeated chain: expected the same principle and revision "

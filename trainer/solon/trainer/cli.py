@@ -1,4 +1,4 @@
-"""The ``solon`` command: run, resume, check, one stage at a time.
+"""The ``solon`` command: run, resume, check, one stage at a time; calls to running services.
 
 Exit codes: 0 done; 2 something the user can put right, said in one message; 1 a failure or a
 defect; 130 ended by Ctrl-C. Imports nothing but the standard library until a command needs more,
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from solon.trainer import calls
 
 if TYPE_CHECKING:
     from solon.trainer.config import RunConfig
@@ -42,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     for extra in rest:
         # argparse takes no positional arguments after an option; overrides may come anywhere
-        if extra.startswith("-") or "=" not in extra:
-            parser.error(f"unrecognized argument {extra!r}; expected key.path=value")
+        if extra.startswith("-") or "=" not in extra or options.command in calls.COMMANDS:
+            expected = "" if options.command in calls.COMMANDS else "; expected key.path=value"
+            parser.error(f"unrecognized argument {extra!r}{expected}")
         options.overrides.append(extra)
     try:
         return _run(options)
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", allow_abbrev=False, help="check a configuration and all it names; run nothing"
     )
     _add_common(check, "a shipped name, a YAML file, or a run directory")
+    calls.add_parsers(commands)
     return parser
 
 
@@ -108,11 +112,14 @@ def _explained(options: argparse.Namespace) -> int:
     try:
         return _command(options)
     except failures.EXPECTED as error:
-        print(f"solon: error: {failures.explain(error)}", file=sys.stderr)
+        explained = failures.explain(error, in_run=options.command not in calls.COMMANDS)
+        print(f"solon: error: {explained}", file=sys.stderr)
         return failures.exit_code(error)
 
 
 def _command(options: argparse.Namespace) -> int:
+    if options.command in calls.COMMANDS:
+        return calls.run(options)
     from solon.trainer.config import absolute_run_dir, load_config  # noqa: PLC0415
     from solon.trainer.console import RunConsole  # noqa: PLC0415
 
@@ -175,6 +182,8 @@ def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
 
 
 def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
+    if options.command in calls.COMMANDS:
+        return f"solon: {why}"
     where = f" --run {options.run}" if options.run else ""
     overrides = "".join(f" {text}" for text in options.overrides)
     if options.command == "run":

@@ -8,7 +8,8 @@ Exceptions::
     │   ├── PromptError       a prompt file or source
     │   ├── RunDirectoryError the run directory exists, is in use, or is not what it should be
     │   ├── ServiceError      a service is not up, or cannot do what the run needs
-    │   └── StoreError        the disk is full, read-only, or holds a damaged file
+    │   ├── StoreError        the disk is full, read-only, or holds a damaged file
+    │   └── CallError         an argument of a call to a running service
     └── StageFailed           the models' answers are not good enough to go on: exit code 1
 
 Knows nothing of the command line; ``cli`` turns these into exit codes.
@@ -48,6 +49,10 @@ class ServiceError(UserError):
 
 class StoreError(UserError):
     """The run directory cannot be written or read. What was written before is whole."""
+
+
+class CallError(UserError):
+    """A call to a running service cannot be made of the arguments."""
 
 
 class StageFailed(TrainerError):

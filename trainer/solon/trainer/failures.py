@@ -21,6 +21,15 @@ _ADVICE = {
 }
 
 
+_CALL_ADVICE = {
+    "UNAVAILABLE": "is the address right, and does the server speak TLS where you do?",
+    "NOT_SERVING": "try again when `solon status` says SERVING",
+    "NOT_AUTHORIZED": "the token is taken from the environment variable SOLON_TOKEN",
+    "CONTEXT_EXCEEDED": "shorten the conversation",
+}
+"""The same for a call by hand, where there is no run to go on with."""
+
+
 def exit_code(error: BaseException) -> int:
     """2 for what the user can put right, 1 for all else."""
     if isinstance(error, TrainerError):
@@ -32,11 +41,12 @@ def exit_code(error: BaseException) -> int:
     return 2
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, *, in_run: bool = True) -> str:
     """The message, with what to do where the error itself does not say it."""
     text = str(error)
     if isinstance(error, SolonError):
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-        advice = _ADVICE.get(error.reason or error.code.name)
+        known = _ADVICE if in_run else _CALL_ADVICE
+        advice = known.get(error.reason or error.code.name)
         text = f"a service refused or failed: {text}{notes}" + (f"; {advice}" if advice else "")
     return text
