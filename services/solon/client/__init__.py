@@ -15,6 +15,7 @@ from solon.client.control import ControlClient
 from solon.client.critic import CriticClient
 from solon.client.errors import SolonError
 from solon.client.judge import JudgeClient
+from solon.client.panel import JudgePanel, PanelComparison, PanelMode, PanelNoVerdict, Vote
 from solon.client.policy import PolicyClient
 from solon.client.requests import ConstitutionRef
 from solon.client.security import Tls
@@ -64,12 +65,16 @@ __all__ = [
     "FinishReason",
     "Generated",
     "JudgeClient",
+    "JudgePanel",
     "Load",
     "Message",
     "NoVerdictReason",
     "OrderVerdict",
     "Outcome",
     "PairVerdict",
+    "PanelComparison",
+    "PanelMode",
+    "PanelNoVerdict",
     "PauseMode",
     "Piece",
     "PolicyClient",
@@ -88,6 +93,7 @@ __all__ = [
     "Tls",
     "Token",
     "Usage",
+    "Vote",
     "WeightsUpdated",
     "errors",
 ]

@@ -1,0 +1,225 @@
+"""Several judges as one: what they say together, and how far they agree.
+
+    async with JudgePanel({"a": "judge-a:50053", "b": "judge-b:50053"}) as panel:
+        verdict = await panel.compare(conversation, "Yes.", "No.", constitution="core")
+        print(verdict.probability_a, verdict.agreement)
+
+A judge that fails or cannot decide has no vote; it is reported, and never counted as a tie. Knows
+nothing of how one judge comes to its verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import combinations
+from types import TracebackType
+from typing import Any, Self
+
+from solon.chat import Conversation
+from solon.client.errors import SolonError
+from solon.client.judge import JudgeClient
+from solon.client.requests import ConstitutionRef
+from solon.client.types import Comparison, NoVerdictReason
+
+_EVEN = 0.5
+
+
+class PanelMode(StrEnum):
+    """How votes become one verdict."""
+
+    MEAN = "mean"
+    """The mean of the judges' probabilities."""
+    MAJORITY = "majority"
+    """The share of the judges that prefer A; one that is exactly even counts half."""
+
+
+class PanelNoVerdict(StrEnum):
+    """Why a panel has no verdict."""
+
+    NO_QUORUM = "no_quorum"
+    """Fewer judges than the quorum came to a verdict."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vote:
+    """What one judge said; exactly one of ``comparison`` and ``error`` is set."""
+
+    judge: str
+    """Its name in the panel."""
+    comparison: Comparison | None
+    error: SolonError | None
+    """Why the call failed."""
+
+    @property
+    def probability_a(self) -> float | None:
+        """That A is the better one; None if the judge failed or could not decide."""
+        return None if self.comparison is None else self.comparison.probability_a
+
+    @property
+    def no_verdict_reason(self) -> NoVerdictReason | None:
+        """Why a judge that answered could not decide."""
+        return None if self.comparison is None else self.comparison.no_verdict_reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanelComparison:
+    """What a panel said."""
+
+    probability_a: float | None
+    """That A is the better one; None exactly where there is a ``no_verdict_reason``."""
+    no_verdict_reason: PanelNoVerdict | None
+    agreement: float | None
+    """Share of the pairs of judges that prefer the same response, 0 to 1; None below two votes."""
+    votes: tuple[Vote, ...]
+    """In the order of the panel."""
+
+
+class JudgePanel:
+    """Judges that are asked the same. Use with ``async with``."""
+
+    def __init__(
+        self,
+        judges: Mapping[str, str | JudgeClient],
+        *,
+        mode: PanelMode = PanelMode.MEAN,
+        quorum: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Remember whom to ask.
+
+        Args:
+            judges: Name -> address, or a client that is not open yet.
+            mode: How votes become one verdict.
+            quorum: Verdicts that it takes, 1 to the number of judges. None: all of them.
+            options: As ``JudgeClient``'s, for judges that are given by address.
+
+        Raises:
+            ValueError: No judges, or a quorum that they cannot reach.
+        """
+        if not judges:
+            raise ValueError("judges: expected at least one, got none")
+        self._quorum = len(judges) if quorum is None else quorum
+        if not 1 <= self._quorum <= len(judges):
+            raise ValueError(f"quorum: expected 1 to {len(judges)}, got {quorum!r}")
+        self._mode = mode
+        self._judges = {
+            name: JudgeClient(judge, **options) if isinstance(judge, str) else judge
+            for name, judge in judges.items()
+        }
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Open the channels."""
+        async with AsyncExitStack() as stack:
+            for judge in self._judges.values():
+                await stack.enter_async_context(judge)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the channels."""
+        await self._stack.aclose()
+
+    async def compare(
+        self,
+        conversation: Conversation,
+        response_a: str,
+        response_b: str,
+        *,
+        constitution: ConstitutionRef,
+        **options: Any,
+    ) -> PanelComparison:
+        """Ask all judges at the same time.
+
+        Args:
+            conversation: What was asked; ends with the user.
+            response_a: One response.
+            response_b: The other.
+            constitution: Where the principles come from.
+            options: As ``JudgeClient.compare``'s.
+        """
+        votes = await asyncio.gather(
+            *(
+                _vote(name, judge, conversation, response_a, response_b, constitution, options)
+                for name, judge in self._judges.items()
+            )
+        )
+        return self._verdict(votes)
+
+    def _verdict(self, votes: Sequence[Vote]) -> PanelComparison:
+        cast = [p for vote in votes if (p := vote.probability_a) is not None]
+        decided = len(cast) >= self._quorum
+        return PanelComparison(
+            probability_a=self._together(cast) if decided else None,
+            no_verdict_reason=None if decided else PanelNoVerdict.NO_QUORUM,
+            agreement=_agreement(cast),
+            votes=tuple(votes),
+        )
+
+    def _together(self, cast: Sequence[float]) -> float:
+        counted = map(_side, cast) if self._mode is PanelMode.MAJORITY else cast
+        return math.fsum(counted) / len(cast)
+
+
+def fleiss_kappa(verdicts: Sequence[PanelComparison]) -> float | None:
+    """How far the judges of a panel agree beyond chance: 1 always, 0 as chance would.
+
+    Over the comparisons in which every judge preferred one of the two (Fleiss 1971, "Measuring
+    nominal scale agreement among many raters"). None where there are none, where there is one
+    judge only, or where all always said the same letter, so that chance alone would agree.
+    """
+    counts = []
+    for verdict in verdicts:
+        sides = [_side(p) for vote in verdict.votes if (p := vote.probability_a) is not None]
+        if len(sides) == len(verdict.votes) > 1 and _EVEN not in sides:
+            counts.append(Counter(sides))
+    if not counts:
+        return None
+    judges = counts[0].total()
+    if any(one.total() != judges for one in counts):
+        raise ValueError("verdicts: expected those of one panel, got panels of different sizes")
+    observed = math.fsum(
+        (sum(n * n for n in one.values()) - judges) / (judges * (judges - 1)) for one in counts
+    ) / len(counts)
+    share_a = sum(one[1.0] for one in counts) / (len(counts) * judges)
+    expected = share_a**2 + (1 - share_a) ** 2
+    return None if expected == 1 else (observed - expected) / (1 - expected)
+
+
+async def _vote(
+    name: str,
+    judge: JudgeClient,
+    conversation: Conversation,
+    response_a: str,
+    response_b: str,
+    constitution: ConstitutionRef,
+    options: Mapping[str, Any],
+) -> Vote:
+    try:
+        comparison = await judge.compare(
+            conversation, response_a, response_b, constitution=constitution, **options
+        )
+    except SolonError as error:
+        return Vote(judge=name, comparison=None, error=error)
+    return Vote(judge=name, comparison=comparison, error=None)
+
+
+def _side(probability_a: float) -> float:
+    """1 for A, 0 for B, one half for neither."""
+    return _EVEN if probability_a == _EVEN else float(probability_a > _EVEN)
+
+
+def _agreement(cast: Sequence[float]) -> float | None:
+    pairs = list(combinations(map(_side, cast), 2))
+    return sum(one == other for one, other in pairs) / len(pairs) if pairs else None

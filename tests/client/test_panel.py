@@ -1,0 +1,121 @@
+"""Several judges as one, each a real service."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from solon.client import Conversation, JudgePanel, PanelMode, PanelNoVerdict, errors
+from solon.client.panel import PanelComparison, fleiss_kappa
+from solon.constitution import Constitution, Principle
+from solon.engine import base
+from solon.judge.server import ROLE
+from solon.serving.testing import FunctionEngine, running
+
+ASKED = Conversation.from_user("How do I bake bread?")
+OWN = Constitution(
+    name="own",
+    version="1",
+    principles=(Principle(id="kind", comparison_instruction="Which is kinder?"),),
+)
+A, B = "With love.", "Go away."
+
+
+def preferring(probability_of_a: float) -> FunctionEngine:
+    """A judge that gives response A this probability, in either order."""
+
+    def logprob(conversation: Conversation, option: str) -> float:
+        shown = conversation.messages[-1].content
+        a_first = shown.index(A) < shown.index(B)
+        for_a = ("A" in option) == a_first
+        return math.log(probability_of_a if for_a else 1 - probability_of_a)
+
+    return FunctionEngine(logprob=logprob)
+
+
+def undecided() -> FunctionEngine:
+    return FunctionEngine(logprob=lambda conversation, option: float("nan"))
+
+
+def failing() -> FunctionEngine:
+    def logprob(conversation: Conversation, option: str) -> float:
+        raise base.EngineFailed("lost the device")
+
+    return FunctionEngine(logprob=logprob)
+
+
+async def verdict_of(engines: Sequence[FunctionEngine], **options: Any) -> PanelComparison:
+    async with AsyncExitStack() as stack:
+        addresses = {
+            f"judge-{number}": await stack.enter_async_context(
+                running(ROLE, engine, constitutions=[OWN])
+            )
+            for number, engine in enumerate(engines)
+        }
+        panel = await stack.enter_async_context(JudgePanel(addresses, retry_for=0, **options))
+        return await panel.compare(ASKED, A, B, constitution="own")
+
+
+@pytest.mark.parametrize(
+    ("mode", "probability"), [(PanelMode.MEAN, 0.5), (PanelMode.MAJORITY, 2 / 3)]
+)
+async def test_votes_become_one_verdict_by_their_mean_or_by_their_sides(
+    mode: PanelMode, probability: float
+) -> None:
+    engines = [preferring(0.6), preferring(0.6), preferring(0.3)]
+    verdict = await verdict_of(engines, mode=mode)
+    assert verdict.probability_a == pytest.approx(probability)
+    assert verdict.agreement == pytest.approx(1 / 3)
+    assert [vote.judge for vote in verdict.votes] == ["judge-0", "judge-1", "judge-2"]
+    assert [vote.probability_a for vote in verdict.votes] == pytest.approx([0.6, 0.6, 0.3])
+
+
+@pytest.mark.parametrize("broken", [undecided, failing])
+async def test_a_judge_without_a_verdict_has_no_vote_and_is_reported(
+    broken: Callable[[], FunctionEngine],
+) -> None:
+    engines = [preferring(0.9), broken(), preferring(0.7)]
+    strict = await verdict_of(engines)
+    assert strict.probability_a is None
+    assert strict.no_verdict_reason is PanelNoVerdict.NO_QUORUM
+    lenient = await verdict_of(engines, quorum=2)
+    assert lenient.probability_a == pytest.approx(0.8)
+    assert lenient.no_verdict_reason is None
+    vote = lenient.votes[1]
+    assert vote.probability_a is None
+    if broken is failing:
+        assert isinstance(vote.error, errors.EngineFailed)
+    else:
+        assert vote.no_verdict_reason is not None
+
+
+async def test_one_judge_agrees_with_nobody() -> None:
+    assert (await verdict_of([preferring(0.9)])).agreement is None
+
+
+@pytest.mark.parametrize("quorum", [0, 3])
+def test_a_quorum_that_cannot_be_reached_is_refused(quorum: int) -> None:
+    with pytest.raises(ValueError, match=f"quorum: expected 1 to 2, got {quorum}"):
+        JudgePanel({"a": "localhost:1", "b": "localhost:2"}, quorum=quorum)
+
+
+def test_a_panel_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match="judges"):
+        JudgePanel({})
+
+
+async def test_kappa_is_one_for_judges_that_always_agree_and_low_for_those_that_never_do() -> None:
+    agreeing = [await verdict_of([preferring(p), preferring(p)]) for p in (0.9, 0.2, 0.6, 0.1)]
+    assert fleiss_kappa(agreeing) == pytest.approx(1)
+    opposed = [await verdict_of([preferring(p), preferring(1 - p)]) for p in (0.9, 0.2)]
+    assert fleiss_kappa(opposed) == pytest.approx(-1)
+    assert fleiss_kappa([]) is None
+    assert fleiss_kappa(agreeing[:1]) is None
+    for one, other in pairwise([agreeing[0], await verdict_of([preferring(0.9)] * 3)]):
+        with pytest.raises(ValueError, match="one panel"):
+            fleiss_kappa([one, other])
