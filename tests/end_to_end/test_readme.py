@@ -23,7 +23,7 @@ def test_the_commands_of_the_tour(tour: Any) -> None:
     assert (tour.run / "evaluation.json").exists()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def services(checkout: Path, block: Callable[[str], str]) -> Iterator[None]:
     """The critic and the judge, started as the README says."""
     for port in PORTS:
@@ -39,30 +39,46 @@ def services(checkout: Path, block: Callable[[str], str]) -> Iterator[None]:
         subprocess.Popen(["bash", "-c", f"exec {line}"], cwd=checkout, stderr=subprocess.DEVNULL)
         for line in lines
     ]
+    critic_port, judge_port = PORTS
+    with CriticClient(f"localhost:{critic_port}") as critic:
+        critic.wait_until_serving(120)
+    with JudgeClient(f"localhost:{judge_port}") as judge:
+        judge.wait_until_serving(120)
     yield
     for process in running:
         process.send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in running] == [0] * len(lines)
 
 
+def printed(*command: str, cwd: Path) -> list[str]:
+    """The lines that a command prints; it has to succeed."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def test_the_program_that_asks_critic_and_judge(
     services: None, checkout: Path, block: Callable[[str], str]
 ) -> None:
-    critic_port, judge_port = PORTS
-    with CriticClient(f"localhost:{critic_port}") as critic:
-        critic.wait_until_serving(120)
-    with JudgeClient(f"localhost:{judge_port}") as judge:
-        judge.wait_until_serving(120)
-    done = subprocess.run(
-        [sys.executable, "-c", block("client")],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *rounds, verdict = done.stdout.splitlines()
+    *rounds, verdict = printed(sys.executable, "-c", block("client"), cwd=checkout)
     assert len(rounds) == 2
     probability, reason = verdict.split()
     assert float(probability) > 0.5
     assert reason == "None"
+
+
+def test_the_guard_of_a_chat_endpoint_lets_help_out_and_harm_not(
+    services: None, checkout: Path, block: Callable[[str], str]
+) -> None:
+    harmless, harmful = printed(sys.executable, "-c", block("guard"), cwd=checkout)
+    assert harmless.startswith("To kill the process")
+    assert harmful == "I won't help with that."
+
+
+def test_the_commands_that_ask_running_services(
+    services: None, checkout: Path, block: Callable[[str], str]
+) -> None:
+    shown = printed("bash", "-euo", "pipefail", "-c", block("calls"), cwd=checkout)
+    assert sum(line.endswith("SERVING") for line in shown) == len(PORTS)
+    assert any(line.startswith("Round 1, by ") for line in shown)
+    assert "B is better" in shown[-1]
