@@ -68,6 +68,9 @@ class ServerOptions:
     """max_tokens of requests that bring none, 1 to 131,072."""
     max_message_bytes: int = 64 * 1024 * 1024
     """Largest request, in bytes."""
+    max_connection_age: float = 300.0
+    """Seconds after which a connection is asked to close once its calls have ended, so that
+    clients resolve the address anew and find replicas that were added. > 0."""
     ready_file: Path | None = None
     """Written, as JSON, once the socket is bound and the model answers."""
     log_level: str = "INFO"
@@ -204,6 +207,13 @@ def _add_socket_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) 
         metavar="N",
         help="largest request",
     )
+    add(
+        "--max-connection-age",
+        type=_positive_seconds,
+        default=defaults.max_connection_age,
+        metavar="S",
+        help="clients reconnect this often, and so find new replicas; calls are not cut",
+    )
     add("--ready-file", type=Path, metavar="PATH", help="JSON file written once calls are served")
     add(
         "--log-level",
@@ -295,6 +305,13 @@ def _seconds(text: str) -> float:
         value = -1
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return value
+
+
+def _positive_seconds(text: str) -> float:
+    value = _seconds(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
     return value
 
 

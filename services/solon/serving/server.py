@@ -220,6 +220,9 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         # a second server on the same port must fail, not share its calls
         ("grpc.so_reuseport", 0),
+        # gRPC spreads it by a tenth, so that clients do not all come back at once; the calls of an
+        # old connection have no limit of their own
+        ("grpc.max_connection_age_ms", round(options.max_connection_age * 1000)),
         # clients may ping idle connections this often, in ms
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]
