@@ -279,6 +279,23 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(model_path: Path)
     assert caught.value.retry_after > 0
 
 
+async def test_tokens_that_wait_are_bounded_too(model_path: Path) -> None:
+    long = Sampling(temperature=0.0, max_tokens=40)
+    async with running(model_path, token_capacity=60) as engine:
+        await engine.pause(PauseMode.KEEP)
+        # alone, even a request above the bound may wait: else it never could run
+        accepted = asyncio.create_task(engine.generate(PROMPTS[0], long))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=r"tokens wait.*at most 60"):
+            await engine.generate(PROMPTS[1], long)
+        accepted.cancel()
+        await asyncio.sleep(0)
+        again = asyncio.create_task(engine.generate(PROMPTS[1], long))
+        await asyncio.sleep(0)
+        await engine.resume()
+        assert (await again).tokens
+
+
 async def test_logits_that_are_not_finite_fail_their_own_request_only(
     tmp_path: Path, reference: Reference
 ) -> None:

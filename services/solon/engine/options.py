@@ -32,6 +32,8 @@ class EngineOptions:
     """Most sequences that run together, >= 1."""
     queue_capacity: int = 8192
     """Sequences that may wait, >= 1; more are refused with ``Overloaded``."""
+    token_capacity: int = 4_194_304
+    """Tokens of prompts and of answers to be made that may wait, >= 1; more are refused alike."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Options of one kind of engine. An unknown name is refused."""
 
@@ -45,6 +47,7 @@ class EngineOptions:
             ("threads", 1 if self.threads is None else self.threads),
             ("max_batch", self.max_batch),
             ("queue_capacity", self.queue_capacity),
+            ("token_capacity", self.token_capacity),
         ):
             if value < 1:
                 raise InvalidInput(f"{name}: expected a number >= 1, got {value!r}")

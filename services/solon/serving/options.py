@@ -64,6 +64,8 @@ class ServerOptions:
     """Sequences that run at once, >= 1."""
     queue_capacity: int = 8192
     """Sequences that may wait before calls are refused with OVERLOADED, >= 1."""
+    token_capacity: int = 4_194_304
+    """Tokens, of prompts and of the longest answers, that may wait before calls are refused."""
     max_tokens_default: int = 256
     """max_tokens of requests that bring none, 1 to 131,072."""
     max_message_bytes: int = 64 * 1024 * 1024
@@ -266,6 +268,13 @@ def _add_model_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) -
         default=defaults.queue_capacity,
         metavar="N",
         help="sequences that may wait",
+    )
+    add(
+        "--token-capacity",
+        type=count,
+        default=defaults.token_capacity,
+        metavar="N",
+        help="tokens of prompts and longest answers that may wait",
     )
     add(
         "--max-tokens-default",

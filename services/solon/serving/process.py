@@ -55,6 +55,7 @@ def resources_of(options: ServerOptions) -> Resources:
         threads=options.threads,
         max_batch=options.max_batch,
         queue_capacity=options.queue_capacity,
+        token_capacity=options.token_capacity,
         extra=options.engine_options,
     )
     try:

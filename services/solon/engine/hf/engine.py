@@ -129,7 +129,7 @@ class TransformersEngine:
         job = GenerateJob(
             prompt=prompt, sampling=sampling, done=_setter(future), fail=_failer(future)
         )
-        made = await self._run(job, future, 1)
+        made = await self._run(job, future)
         return self._generation(job, made)
 
     async def stream(
@@ -145,7 +145,7 @@ class TransformersEngine:
             fail=queue.put_nowait,
             piece=queue.put_nowait,
         )
-        self._submit(job, 1)
+        self._submit(job)
         try:
             async with aclosing(self._pieces(job, queue)) as pieces:
                 async for piece in pieces:
@@ -168,7 +168,7 @@ class TransformersEngine:
             self._check_length(len(ids), max(map(len, options)))
             job.prompts.append(ids)
             job.continuations.append(options)
-        scores = await self._run(job, future, len(prompts))
+        scores = await self._run(job, future)
         return Scored(
             logprobs=scores.logprobs,
             usage=Usage(
@@ -231,24 +231,28 @@ class TransformersEngine:
                 prompt_tokens=prompt_tokens, max_tokens=max_tokens, context_tokens=context_tokens
             )
 
-    def _submit(self, job: GenerateJob | ScoreJob, sequences: int) -> None:
+    def _submit(self, job: GenerateJob | ScoreJob) -> None:
         worker = self._ready.worker
         if self._mode in (PauseMode.ABORT, PauseMode.WAIT):
             raise Paused("generation is paused: try again after it is resumed")
-        queued = worker.queued
         # a call that is larger than the queue is let in when nothing waits: else it never could be
-        if queued and queued + sequences > self._options.queue_capacity:
-            raise Overloaded(
-                f"{queued} sequences wait and {sequences} more were asked for, but at most "
-                f"{self._options.queue_capacity} may wait: try again later",
-                retry_after=self._pace.retry_after(queued, worker.finished),
-            )
+        if queued := worker.queued:
+            self._check_room("sequences", queued, job.sequences, self._options.queue_capacity)
+            tokens, most = worker.queued_tokens, self._options.token_capacity
+            self._check_room("tokens", tokens, job.tokens, most)
         worker.submit(job)
 
-    async def _run(
-        self, job: GenerateJob | ScoreJob, future: asyncio.Future[T], sequences: int
-    ) -> T:
-        self._submit(job, sequences)
+    def _check_room(self, what: str, waiting: int, more: int, capacity: int) -> None:
+        if waiting + more > capacity:
+            worker = self._ready.worker
+            raise Overloaded(
+                f"{waiting} {what} wait and {more} more were asked for, but at most {capacity} may "
+                "wait: try again later",
+                retry_after=self._pace.retry_after(worker.queued, worker.finished),
+            )
+
+    async def _run(self, job: GenerateJob | ScoreJob, future: asyncio.Future[T]) -> T:
+        self._submit(job)
         try:
             return await future
         finally:

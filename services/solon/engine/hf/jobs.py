@@ -66,6 +66,11 @@ class Job:
         """Places in the queue that it takes."""
         return 1
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model will see for it, at most."""
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class GenerateJob(Job):
@@ -76,6 +81,11 @@ class GenerateJob(Job):
     done: Callable[[Made], None]
     piece: Callable[[MadePiece], None] | None = None
     """Called with new text, if the request streams."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and of the longest answer."""
+        return len(self.prompt) + self.sampling.max_tokens
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -90,6 +100,12 @@ class ScoreJob(Job):
     def sequences(self) -> int:
         """Prompts."""
         return len(self.prompts)
+
+    @property
+    def tokens(self) -> int:
+        """Of all prompts and continuations."""
+        prompts = sum(map(len, self.prompts))
+        return prompts + sum(len(ids) for options in self.continuations for ids in options)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

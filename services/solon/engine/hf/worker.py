@@ -79,6 +79,7 @@ class Worker:
         self._closing = False
         self._outbox: list[Callable[[], None]] = []
         self._queued = 0
+        self._queued_tokens = 0
         self._running = 0
         self._patience = _JOIN_STEPS
         self.weight_version = weight_version
@@ -101,6 +102,11 @@ class Worker:
         return self._queued
 
     @property
+    def queued_tokens(self) -> int:
+        """Their tokens, with those of the longest answers."""
+        return self._queued_tokens
+
+    @property
     def running(self) -> int:
         """Sequences in the model."""
         return self._running
@@ -113,6 +119,7 @@ class Worker:
             else:
                 self._score.append(job)
             self._queued += job.sequences
+            self._queued_tokens += job.tokens
             self._wake.notify()
 
     def control(self, job: PauseJob | WeightsJob | None) -> None:
@@ -191,6 +198,7 @@ class Worker:
         if not job.taken:
             job.taken = True
             self._queued -= job.sequences
+            self._queued_tokens -= job.tokens
 
     def _count(self, sequences: int) -> None:
         self.batches += 1

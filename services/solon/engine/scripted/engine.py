@@ -77,7 +77,11 @@ class ScriptedEngine:
             kind=self._own.fail_with,
             crash_after=self._own.crash_after,
         )
-        self._gate = Gate(concurrency=self._own.concurrency, capacity=options.queue_capacity)
+        self._gate = Gate(
+            concurrency=self._own.concurrency,
+            capacity=options.queue_capacity,
+            token_capacity=options.token_capacity,
+        )
         self._version = options.weight_version
 
     async def start(self) -> None:
@@ -129,7 +133,7 @@ class ScriptedEngine:
         started = asyncio.get_running_loop().time()
         tokens, reason = _draw(self._script, conversation, sampling, fault)
         try:
-            async with self._gate.enter() as place:
+            async with self._gate.enter(prompt + sampling.max_tokens) as place:
                 queued, version = place.queued, self._version
                 await self._gate.spend(self._own.latency)
                 for token in tokens:
@@ -164,7 +168,7 @@ class ScriptedEngine:
             for prompt, texts in zip(prompts, continuations, strict=True)
         )
         try:
-            async with self._gate.enter() as place:
+            async with self._gate.enter(tokens) as place:
                 version = self._version
                 await self._gate.spend(self._own.latency)
         except Aborted:

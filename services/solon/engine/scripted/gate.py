@@ -31,10 +31,18 @@ class Aborted(Exception):
 class Gate:
     """Counts what waits and runs; holds, refuses or aborts it when paused."""
 
-    def __init__(self, *, concurrency: int, capacity: int) -> None:
-        """``concurrency``: most that run at once, 0 for no limit; ``capacity``: most that wait."""
+    def __init__(self, *, concurrency: int, capacity: int, token_capacity: int) -> None:
+        """Nothing waits yet.
+
+        Args:
+            concurrency: Most that run at once, 0 for no limit.
+            capacity: Most that wait.
+            token_capacity: Most tokens that wait, unless nothing else does.
+        """
         self._slots = asyncio.Semaphore(concurrency) if concurrency else None
         self._capacity = capacity
+        self._token_capacity = token_capacity
+        self._queued_tokens = 0
         self._queued = 0
         self._running: set[Place] = set()
         self._aborted = 0
@@ -62,8 +70,10 @@ class Gate:
         )
 
     @asynccontextmanager
-    async def enter(self) -> AsyncIterator[Place]:
+    async def enter(self, tokens: int) -> AsyncIterator[Place]:
         """Wait for a place and hold it.
+
+        ``tokens``: of the prompts and of the longest answer.
 
         Raises:
             EngineFailed: The engine is closed.
@@ -71,15 +81,17 @@ class Gate:
             Overloaded: Too many wait.
             Aborted: Paused with ``ABORT`` while waiting.
         """
-        self._refuse()
+        self._refuse(tokens)
         loop = asyncio.get_running_loop()
         entered = loop.time()
         self._queued += 1
+        self._queued_tokens += tokens
         self._idle.clear()
         try:
             await self._acquire()
         finally:
             self._queued -= 1
+            self._queued_tokens -= tokens
             self._settle()
         place = Place(loop.time() - entered, loop.create_future())
         self._running.add(place)
@@ -165,7 +177,7 @@ class Gate:
         for sleeper in self._sleepers:
             _ring(sleeper)
 
-    def _refuse(self) -> None:
+    def _refuse(self, tokens: int) -> None:
         if self._closed:
             raise EngineFailed("the engine is closed")
         if self._mode in (PauseMode.ABORT, PauseMode.WAIT):
@@ -173,6 +185,13 @@ class Gate:
         if self._queued >= self._capacity:
             raise Overloaded(
                 f"{self._queued} sequences wait, which is all that may: try again later",
+                retry_after=self._pace.retry_after(self._queued, self._finished),
+            )
+
+        if self._queued and self._queued_tokens + tokens > self._token_capacity:
+            raise Overloaded(
+                f"{self._queued_tokens} tokens wait and {tokens} more were asked for, but at most "
+                f"{self._token_capacity} may wait: try again later",
                 retry_after=self._pace.retry_after(self._queued, self._finished),
             )
 
