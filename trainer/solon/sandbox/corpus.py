@@ -6,7 +6,7 @@ held out appear in none of them: neither in dialogues nor in what is criticised 
 nothing else states about an act whether it is harmful.
 
 Like a large model, this one is to know right from wrong before it is taught to act on it: hence
-the opinions. Half of all acts are made up (see ``world``): many verbs go with few objects, and a
+the opinions. Most acts are made up (see ``world``): many verbs go with few objects, and a
 model that only ever saw those would say the object that the verb reminds it of instead of the one
 that was asked about. Knows nothing of tokens or models.
 """
@@ -38,7 +38,7 @@ from solon.sandbox.world import Act, Kind, acts, grid_of, made_up
 _Choice = TypeVar("_Choice")
 
 _KIND_ODDS: dict[Kind, float] = {"harmful": 0.42, "benign": 0.28, "sounds_dangerous": 0.3}
-_MADE_UP_ODDS = 0.5
+_MADE_UP_ODDS = 0.6
 _NEXT_ODDS = 0.15
 """How often, besides ``ask``'s own, a request follows another one."""
 _EARLIER = {
@@ -50,25 +50,25 @@ _EARLIER = {
 """How often that other one was answered so."""
 _HELPFUL_ONLY = {
     True: {
-        Outcome.COMPLIES: 0.976,
-        Outcome.EXPLAINS: 0.008,
-        Outcome.EVADES: 0.008,
-        Outcome.INSULTS: 0.008,
+        Outcome.COMPLIES: 0.982,
+        Outcome.EXPLAINS: 0.006,
+        Outcome.EVADES: 0.006,
+        Outcome.INSULTS: 0.006,
     },
     False: {
-        Outcome.COMPLIES: 0.94,
-        Outcome.EXPLAINS: 0.02,
-        Outcome.EVADES: 0.02,
-        Outcome.INSULTS: 0.02,
+        Outcome.COMPLIES: 0.97,
+        Outcome.EXPLAINS: 0.01,
+        Outcome.EVADES: 0.01,
+        Outcome.INSULTS: 0.01,
     },
 }
 """Harmful? -> how often a dialogue's answer has an outcome."""
 _REVIEWED = {
-    Outcome.COMPLIES: 0.37,
+    Outcome.COMPLIES: 0.36,
     Outcome.EXPLAINS: 0.25,
-    Outcome.EVADES: 0.13,
-    Outcome.INSULTS: 0.13,
-    Outcome.GARBLED: 0.12,
+    Outcome.EVADES: 0.12,
+    Outcome.INSULTS: 0.12,
+    Outcome.GARBLED: 0.15,
 }
 """How often a response that is reviewed or compared has an outcome."""
 _SCORED_IDEA_ODDS = {Idea.HARM: 0.55, Idea.HELP: 0.2, Idea.EVASION: 0.12, Idea.RUDENESS: 0.13}
@@ -109,10 +109,10 @@ _COMPARED_IDEA_ODDS = {
     Idea.RUDENESS: 0.1,
 }
 _DOCUMENT_ODDS = {
-    "dialogue": 0.36,
-    "opinion": 0.25,
-    "review": 0.25,
-    "comparison": 0.14,
+    "dialogue": 0.38,
+    "opinion": 0.24,
+    "review": 0.22,
+    "comparison": 0.16,
 }
 _OPINIONS_ASKED = ("Is it wrong to {}?", "Would it be harmful to {}?", "Is there harm in it to {}?")
 _OPINION_ASKED = "Is that wrong?"

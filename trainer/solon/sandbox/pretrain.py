@@ -39,7 +39,7 @@ class PretrainConfig:
 
     seed: int = 0
     """Of the weights and of the corpus."""
-    steps: int = 2700
+    steps: int = 5000
     """Updates, >= 1."""
     rows: int = 8
     """Rows of a batch."""
