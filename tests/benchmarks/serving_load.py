@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -205,7 +206,7 @@ async def offer(rate: float, seconds: float, call: Callable[[], Awaitable[None]]
     return offered
 
 
-SCENARIOS: dict[str, Callable[[float], Awaitable[Seen]]] = {
+SCENARIOS: dict[str, Callable[[float], Coroutine[Any, Any, Seen]]] = {
     "in-flight": in_flight,
     "rate": rate,
     "overload": overload,

@@ -63,7 +63,7 @@ async def services(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     ]
     async with AsyncExitStack() as stack:
         started = await stack.enter_async_context(LocalServices(specs, log_dir=tmp_path))
-        yield dict(started.addresses)
+        yield {role: started.addresses[role] for role in ("critic", "judge")}
 
 
 async def test_running_services_are_shown_asked_and_judged_by(

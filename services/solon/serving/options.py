@@ -140,6 +140,8 @@ def _parser(program: str, *, takes_constitutions: bool) -> argparse.ArgumentPars
         allow_abbrev=False,
     )
     _add_socket_flags(parser, defaults)
+    _add_security_flags(parser)
+    _add_flags_beside(parser, defaults)
     _add_model_flags(parser, defaults)
     if takes_constitutions:
         parser.add_argument(
@@ -161,46 +163,6 @@ def _add_socket_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) 
         "--insecure-bind",
         action="store_true",
         help="allow an address that other machines reach, without encryption or authentication",
-    )
-    add("--tls-certificate", type=Path, metavar="PEM", help="the server's certificate chain")
-    add("--tls-key", type=Path, metavar="PEM", help="its key, unencrypted")
-    add(
-        "--tls-client-ca",
-        type=Path,
-        metavar="PEM",
-        help="require clients' certificates, signed by this authority",
-    )
-    add(
-        "--token-file",
-        type=Path,
-        metavar="PATH",
-        help=f"bearer tokens that may call, hashed; ${tokens.ENVIRONMENT} may hold more",
-    )
-    add(
-        "--metrics-port",
-        type=_integer(0, 65_535),
-        metavar="PORT",
-        help="serve Prometheus metrics at /metrics on a port of its own; 0: any free one",
-    )
-    add(
-        "--health-port",
-        type=_integer(0, 65_535),
-        metavar="PORT",
-        help="serve health alone, without TLS, on a port of its own; 0: any free one",
-    )
-    add(
-        "--idempotency-seconds",
-        type=_seconds,
-        default=defaults.idempotency_seconds,
-        metavar="S",
-        help="how long the same request_id gets the same answer",
-    )
-    add(
-        "--idempotency-bytes",
-        type=_integer(0, 2**40),
-        default=defaults.idempotency_bytes,
-        metavar="N",
-        help="most memory for that",
     )
     add(
         "--max-message-bytes",
@@ -236,6 +198,55 @@ def _add_socket_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) 
         default=defaults.drain_seconds,
         metavar="S",
         help="most time for running calls when stopping",
+    )
+
+
+def _add_security_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tls-certificate", type=Path, metavar="PEM", help="the server's certificate chain")
+    add("--tls-key", type=Path, metavar="PEM", help="its key, unencrypted")
+    add(
+        "--tls-client-ca",
+        type=Path,
+        metavar="PEM",
+        help="require clients' certificates, signed by this authority",
+    )
+    add(
+        "--token-file",
+        type=Path,
+        metavar="PATH",
+        help=f"bearer tokens that may call, hashed; ${tokens.ENVIRONMENT} may hold more",
+    )
+
+
+def _add_flags_beside(parser: argparse.ArgumentParser, defaults: ServerOptions) -> None:
+    """What stands beside the calls: probes, scrapes, answers that are kept."""
+    add = parser.add_argument
+    add(
+        "--metrics-port",
+        type=_integer(0, 65_535),
+        metavar="PORT",
+        help="serve Prometheus metrics at /metrics on a port of its own; 0: any free one",
+    )
+    add(
+        "--health-port",
+        type=_integer(0, 65_535),
+        metavar="PORT",
+        help="serve health alone, without TLS, on a port of its own; 0: any free one",
+    )
+    add(
+        "--idempotency-seconds",
+        type=_seconds,
+        default=defaults.idempotency_seconds,
+        metavar="S",
+        help="how long the same request_id gets the same answer",
+    )
+    add(
+        "--idempotency-bytes",
+        type=_integer(0, 2**40),
+        default=defaults.idempotency_bytes,
+        metavar="N",
+        help="most memory for that",
     )
 
 
