@@ -71,7 +71,8 @@ def main() -> None:
             output_dir=settings["output"],
             seed=settings["seed"],
             total_episodes=settings["episodes"],
-            per_device_train_batch_size=settings["batch_size"] // settings["minibatches"],
+            # 1.11 samples so many episodes at a time, and divides them into the minibatches
+            per_device_train_batch_size=settings["batch_size"],
             gradient_accumulation_steps=1,
             num_mini_batches=settings["minibatches"],
             num_ppo_epochs=settings["epochs"],
