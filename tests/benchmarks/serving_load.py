@@ -201,9 +201,8 @@ async def offer(rate: float, seconds: float, call: Callable[[], Awaitable[None]]
             task.add_done_callback(running.discard)
             due += draw.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    offered = time.perf_counter() - began
     await asyncio.gather(*running)
-    return offered
+    return time.perf_counter() - began
 
 
 SCENARIOS: dict[str, Callable[[float], Coroutine[Any, Any, Seen]]] = {
