@@ -6,16 +6,13 @@ a restart; connections that are open keep theirs until they end. Knows nothing o
 
 from __future__ import annotations
 
-import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from solon.serving.watched import Stamp, stamp_of
-
-_LOG = logging.getLogger(__name__)
+from solon.serving.watched import Watched
 
 
 class TlsError(ValueError):
@@ -46,40 +43,13 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     Raises:
         TlsError: The files are not there, are not PEM, or do not belong together.
     """
-    watch = _Watch(files)
+    watched = Watched(files.all, lambda: _configuration(files))
     return grpc.dynamic_ssl_server_credentials(
-        watch.first,
+        watched.first,
         # the stubs do not know that None means "no other", as grpc's documentation has it
-        watch.renewed,  # type: ignore[arg-type]
+        watched.renewed,  # type: ignore[arg-type]
         require_client_authentication=files.client_ca is not None,
     )
-
-
-class _Watch:
-    """What the files hold now, and whether it changed."""
-
-    def __init__(self, files: TlsFiles) -> None:
-        self._files = files
-        self._stamps = self._look()
-        self.first = _configuration(files)
-
-    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new configuration; None if there is no other, or none that works."""
-        if (stamps := self._look()) == self._stamps:
-            return None
-        self._stamps = stamps
-        try:
-            configuration = _configuration(self._files)
-        except TlsError as error:
-            # in the middle of a renewal certificate and key may not fit: the next look will tell
-            fields = {"cause": str(error)}
-            _LOG.error("certificate not read: the last one stays", extra={"fields": fields})
-            return None
-        _LOG.info("certificate read again")
-        return configuration
-
-    def _look(self) -> tuple[Stamp, ...]:
-        return tuple(map(stamp_of, self._files.all))
 
 
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:

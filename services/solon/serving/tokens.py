@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import hmac
-import logging
 import re
 import secrets
 import sys
@@ -21,12 +20,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from solon.serving.errors import NotAuthenticated, NotPermitted
-from solon.serving.watched import Stamp, stamp_of
+from solon.serving.watched import Watched
 
 ENVIRONMENT = "SOLON_TOKENS"
 """The variable that may hold lines of tokens."""
 
-_LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 _SCHEME = "bearer "
@@ -64,18 +62,16 @@ class Tokens:
         Raises:
             TokenError: A line is wrong, a name occurs twice, or the file cannot be read.
         """
-        self._path = path
-        self._fixed = parse(environment.get(ENVIRONMENT, ""), ENVIRONMENT)
-        self._stamp: Stamp | None = None
-        self._tokens: tuple[Token, ...] = self._fixed
+        self._tokens = fixed = parse(environment.get(ENVIRONMENT, ""), ENVIRONMENT)
+        self._file: Watched[tuple[Token, ...]] | None = None
         if path is not None:
-            self._stamp = stamp_of(path)
-            self._tokens = _joined(self._fixed, _read(path))
+            self._file = Watched((path,), lambda: _joined(fixed, _read(path)))
+            self._tokens = self._file.first
 
     @property
     def required(self) -> bool:
         """Whether calls need a token at all."""
-        return self._path is not None or bool(self._fixed)
+        return bool(self._tokens)
 
     def admit(self, authorization: str | None, scope: Scope) -> str:
         """The name of the caller.
@@ -96,7 +92,8 @@ class Tokens:
         return token.name
 
     def _find(self, secret: str) -> Token | None:
-        self._refresh()
+        if self._file is not None and (renewed := self._file.renewed()) is not None:
+            self._tokens = renewed
         digest = hash_of(secret)
         found = None
         # all of them, always: the time taken tells nothing of which one came near
@@ -104,18 +101,6 @@ class Tokens:
             if hmac.compare_digest(token.sha256, digest):
                 found = token
         return found
-
-    def _refresh(self) -> None:
-        if self._path is None or (stamp := stamp_of(self._path)) == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._tokens = _joined(self._fixed, _read(self._path))
-        except TokenError as error:
-            # a file that is being replaced badly must neither lock everyone out nor let anyone in
-            _LOG.error("token file not read: the last tokens stay", extra={"fields": _why(error)})
-        else:
-            _LOG.info("token file read again", extra={"fields": {"tokens": len(self._tokens)}})
 
 
 def hash_of(secret: str) -> bytes:
@@ -186,10 +171,6 @@ def _joined(*parts: tuple[Token, ...]) -> tuple[Token, ...]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise TokenError(f"two tokens are named {min(twice)!r}: give each a name of its own")
     return tokens
-
-
-def _why(error: Exception) -> dict[str, str]:
-    return {"cause": str(error)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
