@@ -165,7 +165,7 @@ async def test_closing_ends_requests_with_an_error(model_path: Path) -> None:
         await asyncio.sleep(0)
         await engine.close()
         for task in (runs, waits):
-            with pytest.raises(EngineFailed, match="closed"):
+            with pytest.raises(EngineFailed, match="was closed while this request waited or ran"):
                 await task
         with pytest.raises(EngineFailed, match="closed"):
             await engine.generate(PROMPT, LONG)

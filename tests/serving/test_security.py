@@ -74,9 +74,6 @@ async def refused(call: Awaitable[object]) -> errors.SolonError:
     return caught.value
 
 
-# -- TLS
-
-
 async def test_tls_answers_whoever_trusts_its_authority(authority: Authority) -> None:
     certificate, key = authority.issue("127.0.0.1")
     async with running(ROLE, FunctionEngine(), tls_certificate=certificate, tls_key=key) as address:
@@ -165,9 +162,6 @@ async def test_tls_files_that_do_not_work_are_named_before_anything_is_served(
         async with running(ROLE, FunctionEngine(), tls_certificate=certificate, tls_key=key):
             raise AssertionError("it serves")
     assert str(key) in str(caught.value)
-
-
-# -- tokens
 
 
 @pytest.fixture
@@ -301,9 +295,6 @@ def test_a_token_with_a_line_break_is_refused_without_being_shown() -> None:
     with pytest.raises(ValueError, match="line break") as caught:
         PolicyClient("localhost:50051", token="secret\n")
     assert "secret" not in str(caught.value)
-
-
-# -- what may be bound
 
 
 @pytest.mark.parametrize(

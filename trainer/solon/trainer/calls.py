@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Coroutine, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,9 +148,6 @@ def _constitution(name_or_file: str) -> ConstitutionRef:
     return inline(load(resolve(name_or_file)))
 
 
-# -- status
-
-
 async def _status(options: argparse.Namespace) -> int:
     found = await asyncio.gather(*(_look(address, options) for address in options.addresses))
     if options.json:
@@ -200,16 +197,13 @@ def _load(load: Mapping[str, Any]) -> str:
     return f"{load['running']} running, {load['queued']} of {load['queue_capacity']} waiting"
 
 
-def _duration(delta: Any) -> str:
+def _duration(delta: timedelta) -> str:
     minutes, seconds = divmod(int(delta.total_seconds()), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     parts = ((days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s"))
     told = [f"{amount} {unit}" for amount, unit in parts if amount]
     return " ".join(told[:2]) or "0 s"
-
-
-# -- critique
 
 
 async def _critique(options: argparse.Namespace) -> int:
@@ -244,9 +238,6 @@ def _print_round(made: RefinedRound) -> None:
         if text is not None:
             said = "" if outcome == "made" else f" ({outcome})"
             print(f"  {name}{said}: {text.text}")
-
-
-# -- judge
 
 
 async def _judge(options: argparse.Namespace) -> int:

@@ -260,7 +260,9 @@ class TransformersEngine:
 
     def _cancel(self, job: GenerateJob | ScoreJob) -> None:
         """Free the job's place; harmless once it is done."""
-        self._ready.worker.cancel(job)
+        # not _ready: an engine that was closed meanwhile must not hide how the call ended
+        if self._serving is not None:
+            self._serving.worker.cancel(job)
 
     async def _pieces(
         self, job: GenerateJob, queue: asyncio.Queue[Made | MadePiece | Exception]
