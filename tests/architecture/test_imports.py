@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture.conftest import parsed
+
 ROLE = {"engine", "serving", "constitution", "chat", "v1"}
 # part -> parts of solon that it may import besides itself
 ALLOWED = {
@@ -42,7 +44,7 @@ def imported(path: Path) -> tuple[tuple[int, str], ...]:
 
 
 def _imported(path: Path) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: write the import in full"
             # the names too: `from solon.sandbox import oracle` imports a module

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture.conftest import parsed
+
 MOST_LINES = 500
 MOST_FUNCTION_LINES = 80
 # in pieces, so that this file does not find itself
@@ -30,7 +32,7 @@ def texts(files: list[Path]) -> Iterator[tuple[Path, str]]:
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
     """Name and length in lines of every function, decorators left out."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{path.name}:{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1
 

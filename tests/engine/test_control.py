@@ -162,7 +162,7 @@ async def test_closing_ends_requests_with_an_error(model_path: Path) -> None:
     async with running(model_path, max_batch=1) as engine:
         runs = await begun(engine)
         waits = asyncio.create_task(engine.generate(PROMPT, LONG))
-        await asyncio.sleep(0)
+        await engine.pause(PauseMode.KEEP)
         await engine.close()
         for task in (runs, waits):
             with pytest.raises(EngineFailed, match="was closed while this request waited or ran"):

@@ -211,9 +211,15 @@ class TransformersEngine:
 
     @property
     def _ready(self) -> _Serving:
-        if self._closed or self._serving is None:
-            state = "closed" if self._closed else "not started"
-            raise EngineFailed(f"the engine is {state}")
+        if self._closed:
+            raise EngineFailed("the engine is closed")
+        return self._started
+
+    @property
+    def _started(self) -> _Serving:
+        """For what goes on after closing: a request that ends keeps what it made, or its error."""
+        if self._serving is None:
+            raise EngineFailed("the engine is not started")
         return self._serving
 
     def _prompt(self, conversation: Conversation, sampling: Sampling) -> list[int]:
@@ -260,9 +266,7 @@ class TransformersEngine:
 
     def _cancel(self, job: GenerateJob | ScoreJob) -> None:
         """Free the job's place; harmless once it is done."""
-        # not _ready: an engine that was closed meanwhile must not hide how the call ended
-        if self._serving is not None:
-            self._serving.worker.cancel(job)
+        self._started.worker.cancel(job)
 
     async def _pieces(
         self, job: GenerateJob, queue: asyncio.Queue[Made | MadePiece | Exception]
@@ -294,7 +298,7 @@ class TransformersEngine:
         text = made.text
         if text is None:
             ids = made.ids[:-1] if made.ended_by_token else made.ids
-            text = self._ready.codec.decode(ids)
+            text = self._started.codec.decode(ids)
         return Generation(
             text=text,
             tokens=self._tokens(made.ids, made.logprobs),
@@ -310,7 +314,7 @@ class TransformersEngine:
         )
 
     def _tokens(self, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[Token, ...]:
-        piece = self._ready.codec.piece
+        piece = self._started.codec.piece
         return tuple(
             Token(id=i, text=piece(i), logprob=logprob)
             for i, logprob in zip(ids, logprobs, strict=True)
