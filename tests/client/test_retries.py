@@ -11,6 +11,7 @@ import pytest
 
 from solon.chat import Conversation
 from solon.client import CriticClient, PolicyClient, errors
+from solon.client.line import Line
 from solon.client.retry import Retries, RetryPolicy
 from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc, policy_pb2, policy_pb2_grpc
 
@@ -221,7 +222,7 @@ async def test_a_repeated_chain_on_other_weights_is_refused(
 async def test_the_patience_begins_with_the_first_failure_not_with_the_call() -> None:
     times = iter([1_000.0, 1_061.0])
     policy = RetryPolicy(retry_for=60, first_delay=0.001)
-    retries = Retries(policy, clock=lambda: next(times))
+    retries = Retries(policy, Line(60), clock=lambda: next(times))
     await retries.wait_after(errors.Unavailable("gone"))
     with pytest.raises(errors.Unavailable) as caught:
         await retries.wait_after(errors.Unavailable("gone"))

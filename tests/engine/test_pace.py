@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 from solon.engine.pace import Pace
-
-
-class Clock:
-    """Time that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 def test_the_wait_is_the_queue_over_the_rate_at_which_sequences_leave() -> None:

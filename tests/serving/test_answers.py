@@ -19,6 +19,7 @@ from solon.serving.errors import RequestIdReused
 from solon.serving.logs import JsonFormatter
 from solon.serving.testing import FunctionEngine, running
 from solon.v1 import common_pb2, control_pb2, control_pb2_grpc, policy_pb2, policy_pb2_grpc
+from tests.clock import Clock
 
 KEY = Key(caller="", method="/m", request_id="mine")
 Ask = Callable[..., policy_pb2.GenerateRequest]
@@ -84,7 +85,8 @@ async def test_the_work_goes_on_for_the_second_when_the_first_caller_leaves() ->
         yield common_pb2.Message(content="done")
 
     async def ask_for_it() -> list[Any]:
-        return [message async for message in answers.get(KEY, b"body", work)]
+        answer = answers.find(KEY, b"body") or answers.start(KEY, b"body", work)
+        return [message async for message in answers.read(answer)]
 
     first = asyncio.ensure_future(ask_for_it())
     await begun.wait()
@@ -111,6 +113,14 @@ async def test_work_that_nobody_waits_for_ends_and_asking_again_starts_anew(
     await until(lambda: engine.running == 0)
     engine.gate.set()
     assert await text_of(stub.Generate(request_of(request_id="mine"))) != "Answer 1."
+
+
+async def test_a_known_answer_is_given_however_long_new_work_would_wait(
+    engine: FunctionEngine, stub: policy_pb2_grpc.PolicyServiceStub, request_of: Ask
+) -> None:
+    first = await stub.Generate(request_of(request_id="mine"))
+    engine.wait = 30.0
+    assert await stub.Generate(request_of(request_id="mine"), timeout=20) == first
 
 
 async def test_another_body_under_the_same_id_is_refused(
@@ -204,24 +214,15 @@ async def test_the_log_says_which_call_was_answered_before_and_counts_tokens_onc
     assert "prompt_tokens" not in second
 
 
-class Clock:
-    """Time that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 async def ask(answers: Answers, key: Key, size: int = 10) -> str:
     """The answer, and whether it was made for this call."""
 
     async def work() -> Any:
         yield common_pb2.Message(content="x" * size)
 
-    known = answers.known(key, b"body")
-    [_] = [message async for message in answers.get(key, b"body", work)]
+    known = answers.find(key, b"body")
+    answer = known or answers.start(key, b"body", work)
+    [_] = [message async for message in answers.read(answer)]
     return "known" if known else "made"
 
 
@@ -232,9 +233,9 @@ async def test_an_answer_is_forgotten_after_its_window() -> None:
     clock.now = 9.9
     assert await ask(answers, KEY) == "known"
     with pytest.raises(RequestIdReused):
-        answers.known(KEY, b"another body")
+        answers.find(KEY, b"another body")
     clock.now = 10
-    assert not answers.known(KEY, b"another body")
+    assert answers.find(KEY, b"another body") is None
     assert answers.remembered_bytes == 0
 
 

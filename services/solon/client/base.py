@@ -24,6 +24,7 @@ from solon.client.errors import (
     UnexpectedStatus,
     from_rpc_error,
 )
+from solon.client.line import Line
 from solon.client.retry import RetryPolicy, with_retries
 from solon.client.security import Tls, bearer
 
@@ -69,7 +70,9 @@ class ServiceClient:
             address: ``host:port``, or a gRPC target such as ``dns:///judge:50051``.
             timeout: Deadline of one attempt at a call, seconds. For a stream, of all of it.
             retry_for: Seconds after a call's first failure within which it is tried again; 0 is
-                never. Longer than a restart takes, and a restart goes unnoticed.
+                never. Longer than a restart takes, and a restart goes unnoticed. Unless it is 0,
+                no more calls are in flight than the servers take (see ``line``): the others wait
+                here, which counts neither towards this time nor towards a deadline.
             max_message_bytes: Bound of a reply.
             tls: How to encrypt, and whom to trust. None: plain text.
             token: Bearer token, shown with every call.
@@ -89,6 +92,7 @@ class ServiceClient:
         self.address = address
         self._timeout = timeout
         self._retry = RetryPolicy(retry_for=retry_for)
+        self._line = Line(retry_for)
         self._max_message_bytes = max_message_bytes
         self._open: grpc.aio.Channel | None = None
 
@@ -132,7 +136,7 @@ class ServiceClient:
                 if not await self._health(self._channel):
                     raise NotServing(f"{self._what} at {self.address} is up but not serving")
 
-            await with_retries(attempt, replace(_WAITING, retry_for=timeout))
+            await with_retries(attempt, replace(_WAITING, retry_for=timeout), Line(0))
 
     async def _health(self, channel: grpc.aio.Channel) -> bool:
         """Whether the replica that answers serves."""
@@ -177,7 +181,7 @@ class ServiceClient:
             with _translated_errors(request.request_id):
                 return read(await method(request, timeout=deadline, metadata=self._metadata))
 
-        return await with_retries(attempt, self._retry)
+        return await with_retries(attempt, self._retry, self._line)
 
     async def _stream(
         self,

@@ -158,15 +158,17 @@ class CriticClient(ServiceClient):
             weight_version=weight_version,
         )
         made: list[RefinedRound] = []
-        retries = Retries(self._retry)
+        retries = Retries(self._retry, self._line)
         while True:
+            await retries.turn()
             try:
-                async with aclosing(self._rounds(request, made, timeout)) as chain:
-                    async for refined in chain:
-                        made.append(refined)
-                        # progress: an earlier failure and a later one are not one outage
-                        retries = Retries(self._retry)
-                        yield refined
+                with retries.attempt():
+                    async with aclosing(self._rounds(request, made, timeout)) as chain:
+                        async for refined in chain:
+                            made.append(refined)
+                            # progress: an earlier failure and a later one are not one outage
+                            retries.forget()
+                            yield refined
                 return
             except SolonError as error:
                 await retries.wait_after(error)

@@ -95,14 +95,16 @@ class PolicyClient(ServiceClient):
             return_tokens=return_tokens,
             weight_version=weight_version,
         )
-        retries = Retries(self._retry)
+        retries = Retries(self._retry, self._line)
         started = False
         while True:
+            await retries.turn()
             try:
-                async with aclosing(self._pieces(request, timeout)) as pieces:
-                    async for piece in pieces:
-                        started = True
-                        yield piece
+                with retries.attempt():
+                    async with aclosing(self._pieces(request, timeout)) as pieces:
+                        async for piece in pieces:
+                            started = True
+                            yield piece
                 return
             except SolonError as error:
                 if started:

@@ -11,10 +11,12 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from solon.client.errors import Overloaded, SolonError, Unavailable
+from solon.client.line import Line
 
 Result = TypeVar("Result")
 
@@ -51,15 +53,48 @@ class RetryPolicy:
 class Retries:
     """The retries of one call: counts failures and waits between attempts."""
 
-    def __init__(self, policy: RetryPolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        line: Line,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Nothing has failed yet.
 
-        The time starts with the first failure, not here: a call may have waited long for its
-        turn before the service died.
+        The time starts with the first failure, not here, and stands still while the call waits in
+        the line: it may wait long for its turn at a service that is busy.
+
+        Args:
+            policy: How patient to be.
+            line: Where every attempt waits for its turn.
+            clock: Seconds, never falling.
         """
         self._policy = policy
+        self._line = line
+        self._ticket = line.ticket()
         self._clock = clock
         self._failed_since: float | None = None
+        self._failures = 0
+
+    async def turn(self) -> None:
+        """Return when the next attempt may start, as far as other calls are concerned.
+
+        Raises:
+            SolonError: As ``Line.enter``.
+        """
+        came = self._clock()
+        await self._line.enter(self._ticket)
+        if self._failed_since is not None:
+            self._failed_since += self._clock() - came
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """What an attempt runs in, after ``turn``."""
+        return self._line.turn()
+
+    def forget(self) -> None:
+        """The call got somewhere: what failed before is over."""
+        self._failed_since = None
         self._failures = 0
 
     async def wait_after(self, error: SolonError) -> None:
@@ -82,16 +117,20 @@ class Retries:
         await asyncio.sleep(pause)
 
 
-async def with_retries(attempt: Callable[[], Awaitable[Result]], policy: RetryPolicy) -> Result:
+async def with_retries(
+    attempt: Callable[[], Awaitable[Result]], policy: RetryPolicy, line: Line
+) -> Result:
     """The result of the first attempt that succeeds.
 
     Raises:
         SolonError: The last attempt's, once the policy's time is used up, or the first that is
-            not worth a retry.
+            not worth a retry, or the line's.
     """
-    retries = Retries(policy)
+    retries = Retries(policy, line)
     while True:
+        await retries.turn()
         try:
-            return await attempt()
+            with retries.attempt():
+                return await attempt()
         except SolonError as error:
             await retries.wait_after(error)

@@ -51,8 +51,8 @@ class Answers:
         self._window = window
         self._most_bytes = most_bytes
         self._clock = clock
-        self._running: dict[Key, _Answer] = {}
-        self._finished: OrderedDict[Key, _Answer] = OrderedDict()
+        self._running: dict[Key, Answer] = {}
+        self._finished: OrderedDict[Key, Answer] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -65,67 +65,68 @@ class Answers:
         """Size of the finished answers."""
         return self._bytes
 
-    def known(self, key: Key, digest: bytes) -> bool:
-        """Whether this request is being answered or lately was.
+    def find(self, key: Key, digest: bytes) -> Answer | None:
+        """The request's answer, if it is being made or lately was.
 
         Raises:
-            RequestIdReused: It is, but with another body.
+            RequestIdReused: It is, but of another body.
         """
         self._forget_old()
         answer = self._running.get(key) or self._finished.get(key)
         if answer is not None and answer.digest != digest:
             raise RequestIdReused(key.request_id)
-        return answer is not None
+        return answer
 
-    async def get(self, key: Key, digest: bytes, make: Make) -> AsyncGenerator[Message, None]:
-        """The answer's messages from the first on; ``make`` is called if it is not known.
+    def start(self, key: Key, digest: bytes, make: Make) -> Answer:
+        """Begin the answer of a request for which ``find`` has none. Read it, or it goes on."""
+        answer = self._running[key] = Answer(key, digest)
+        answer.task = asyncio.create_task(self._work(answer, make))
+        return answer
+
+    async def read(self, answer: Answer) -> AsyncGenerator[Message, None]:
+        """The answer's messages from the first on.
 
         Closing this stops the work, if nobody else waits for it.
 
         Raises:
-            RequestIdReused: The request is known with another body.
             Exception: Whatever the work raised.
         """
-        if not self.known(key, digest):
-            self._running[key] = _Answer(digest)
-            self._running[key].task = asyncio.create_task(self._work(key, self._running[key], make))
-        answer = self._running.get(key) or self._finished[key]
         answer.readers += 1
         try:
-            async with aclosing(answer.read()) as messages:
+            async with aclosing(answer.messages()) as messages:
                 async for message in messages:
                     yield message
         finally:
             answer.readers -= 1
             if not answer.readers and not answer.ended:
-                await self._abandon(key, answer)
+                await self._abandon(answer)
 
-    async def _work(self, key: Key, answer: _Answer, make: Make) -> None:
+    async def _work(self, answer: Answer, make: Make) -> None:
         try:
             async with aclosing(make()) as messages:
                 async for message in messages:
                     answer.add(message)
         except (Exception, asyncio.CancelledError) as error:  # those who wait get it
             answer.error = error
-        if self._running.get(key) is answer:
-            del self._running[key]
+        if self._running.get(answer.key) is answer:
+            del self._running[answer.key]
         answer.end()
         if answer.error is None:
-            self._remember(key, answer)
+            self._remember(answer)
 
-    async def _abandon(self, key: Key, answer: _Answer) -> None:
+    async def _abandon(self, answer: Answer) -> None:
         """Return when the work has let go of what it held."""
         # at once: who asks from now on must not get what is being cancelled
-        del self._running[key]
+        del self._running[answer.key]
         assert answer.task is not None
         answer.task.cancel()
         await asyncio.wait({answer.task})
 
-    def _remember(self, key: Key, answer: _Answer) -> None:
+    def _remember(self, answer: Answer) -> None:
         if self._window <= 0 or answer.size > self._most_bytes:
             return
         answer.expires = self._clock() + self._window
-        self._finished[key] = answer
+        self._finished[answer.key] = answer
         self._bytes += answer.size
         while self._bytes > self._most_bytes:
             self._forget_oldest()
@@ -140,10 +141,12 @@ class Answers:
         self._bytes -= answer.size
 
 
-class _Answer:
-    """Messages so far, and who waits for more."""
+class Answer:
+    """One answer: its messages so far, and who waits for more. Made by ``Answers``."""
 
-    def __init__(self, digest: bytes) -> None:
+    def __init__(self, key: Key, digest: bytes) -> None:
+        """``digest``: of the request's body."""
+        self.key = key
         self.digest = digest
         self.size = 0
         self.expires = 0.0
@@ -155,15 +158,18 @@ class _Answer:
         self._changed = asyncio.Event()
 
     def add(self, message: Message) -> None:
+        """Hand a message to all who wait."""
         self._messages.append(message)
         self.size += message.ByteSize()
         self._wake()
 
     def end(self) -> None:
+        """No more messages come."""
         self.ended = True
         self._wake()
 
-    async def read(self) -> AsyncGenerator[Message, None]:
+    async def messages(self) -> AsyncGenerator[Message, None]:
+        """All from the first on, as they come."""
         read = 0
         while True:
             # taken before the messages are looked at: none is then missed

@@ -169,7 +169,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     yield await handler.unary_unary(request, context)
 
                 # to its end: one that is left early counts as given up
-                [response] = [one async for one in self._once(call, request, work)]
+                [response] = [one async for one in self._once(call, request, context, work)]
                 return response
             # a failed call was aborted: nothing is sent
             return None
@@ -187,27 +187,39 @@ class Guard(grpc.aio.ServerInterceptor):
                 def work() -> AsyncGenerator[Message, None]:
                     return handler.unary_stream(request, context)
 
-                async with aclosing(self._once(call, request, work)) as responses:
+                async with aclosing(self._once(call, request, context, work)) as responses:
                     async for response in responses:
                         await context.write(response)
 
         return answer
 
     async def _once(
-        self, call: _Call, request: _Request, work: Callable[[], AsyncGenerator[Message, None]]
+        self,
+        call: _Call,
+        request: _Request,
+        context: Context,
+        work: Callable[[], AsyncGenerator[Message, None]],
     ) -> AsyncGenerator[Message, None]:
         """The work's responses, or those of the same request before."""
-        if call.unnamed or call.method.startswith(_CONTROL):
-            # what nobody named cannot be asked for again; control shows what is, not what was
+        if call.method.startswith(_CONTROL):
+            # shows what is, not what was, however long the queue
+            responses = work()
+        elif call.unnamed:
+            # cannot be asked for again
+            self._refuse_if_it_waits_too_long(context)
             responses = work()
         else:
             key = Key(call.caller, call.method, call.request_id)
             body = cast("Message", request).SerializeToString(deterministic=True)
             digest = hashlib.sha256(body).digest()
-            if self._answers.known(key, digest):
+            answer = self._answers.find(key, digest)
+            if answer is None:
+                self._refuse_if_it_waits_too_long(context)
+                answer = self._answers.start(key, digest, work)
+            else:
                 call.replayed = True
                 self._metrics.replayed(call.short)
-            responses = self._answers.get(key, digest, work)
+            responses = self._answers.read(answer)
         async with aclosing(responses):
             async for response in responses:
                 call.count(response)
@@ -228,10 +240,12 @@ class Guard(grpc.aio.ServerInterceptor):
         call.request_id = request.request_id[:128]
         if self._health.phase is Phase.LOADING:
             raise NotServing
-        waits = 0.0 if call.method.startswith(_CONTROL) else self._engine.load().wait
-        refuse_if_late(context.time_remaining(), waits)
+        refuse_if_late(context.time_remaining())
         rules.check(cast("Message", request))
         return request
+
+    def _refuse_if_it_waits_too_long(self, context: Context) -> None:
+        refuse_if_late(context.time_remaining(), self._engine.load().wait)
 
     def _caller(self, method: str, context: Context) -> str:
         """The name of whoever calls; empty where no token is needed."""
