@@ -179,7 +179,13 @@ def token_file(tmp_path: Path) -> Path:
 
 async def load_of(address: str, token: str | None) -> object:
     async with ControlClient(address, retry_for=0, token=token) as control:
+        await control.get_server_info()
         return await control.get_load()
+
+
+async def pause(address: str, token: str | None) -> object:
+    async with ControlClient(address, retry_for=0, token=token) as control:
+        return await control.pause()
 
 
 @pytest.mark.parametrize(
@@ -192,8 +198,12 @@ async def load_of(address: str, token: str | None) -> object:
         (answers, "trainer-secret", None),
         (load_of, None, grpc.StatusCode.UNAUTHENTICATED),
         (load_of, "wrong", grpc.StatusCode.UNAUTHENTICATED),
-        (load_of, "chat-secret", grpc.StatusCode.PERMISSION_DENIED),
+        (load_of, "chat-secret", None),
         (load_of, "ops-secret", None),
+        (pause, None, grpc.StatusCode.UNAUTHENTICATED),
+        (pause, "wrong", grpc.StatusCode.UNAUTHENTICATED),
+        (pause, "chat-secret", grpc.StatusCode.PERMISSION_DENIED),
+        (pause, "ops-secret", None),
         (load_of, "trainer-secret", None),
     ],
 )
@@ -206,7 +216,7 @@ async def test_a_token_opens_what_its_scopes_say(
     engine = FunctionEngine()
     async with running(ROLE, engine, token_file=token_file) as address:
         if code is None:
-            assert await call(address, token=token)
+            await call(address, token=token)
             return
         error = await refused(call(address, token=token))
     assert (type(error), error.code) == (errors.NotAuthorized, code)

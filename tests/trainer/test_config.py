@@ -72,7 +72,8 @@ def test_what_is_saved_reads_back_as_the_same_configuration(tmp_path: Path) -> N
 def test_relative_paths_become_absolute_so_that_a_run_resumes_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path, MINIMAL + "prompts: {red_team: [mine/red.txt]}\n")
+    judge = "services: {judge: {address: 'judge:1', tls: {ca: certificates/ca.pem}}}\n"
+    path = write(tmp_path, MINIMAL + "prompts: {red_team: [mine/red.txt]}\n" + judge)
     monkeypatch.chdir(tmp_path)
     for name in ("core", "sandbox"):
         (tmp_path / name).mkdir()  # a name that ships means what ships
@@ -82,6 +83,8 @@ def test_relative_paths_become_absolute_so_that_a_run_resumes_from_anywhere(
     assert config.models.policy == str(tmp_path / "model")
     assert config.models.critic == "some/model"
     assert config.constitution == "core"
+    assert config.services.judge.tls is not None
+    assert config.services.judge.tls.ca == str(tmp_path / "certificates/ca.pem")
 
 
 BROKEN = [
@@ -90,6 +93,14 @@ BROKEN = [
     ("revisions:\n  rounds: 99\n", ["config.yml:8: revisions.rounds:", "99", "1 to 16"]),
     ("revisions:\n  rounds: many\n", ["revisions.rounds: expected a whole number, got 'many'"]),
     ("rl: {clip: -1}\n", ["config.yml:7: rl.clip: expected greater than 0, got -1"]),
+    (
+        "services: {judge: {address: 'judge:50051', tls: {key: k.pem}}}\n",
+        ["config.yml:7: services.judge.tls: certificate:", "give both"],
+    ),
+    (
+        "services: {critic: {token_env: CRITIC_TOKEN}}\n",
+        ["config.yml:7: services.critic: token_env:", "give its address, or remove token_env"],
+    ),
     ("sft: 3\n", ["config.yml:7: sft: expected a mapping of keys to values, got 3"]),
     ("sft: {batch_size: 10, micro_batch_size: 3}\n", ["config.yml:7: sft:", "divisor", "3"]),
     ("preferences: {principles: most}\n", ["config.yml:7: preferences.principles:", "'most'"]),

@@ -17,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trustme
 
 from solon.constitution import load, resolve
+from solon.serving.tokens import Scope, line_of
 from solon.trainer.cli import main
 from solon.trainer.schemas import PREFERENCES, REVISIONS
 from solon.trainer.state import RunState
@@ -30,13 +32,14 @@ TIMINGS = ("queue", "inference", "cached_tokens")
 """What may differ between two runs of the same seed."""
 
 
-def serve(role: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def serve(role: str, folder: Path, *flags: str) -> tuple[subprocess.Popen[bytes], Path]:
     ready = folder / f"{role}.json"
     constitutions = () if role == "policy" else ("--constitution", "core")
     arguments = (
         *(sys.executable, "-m", f"solon.{role}.server", "--engine", "scripted"),
         *("--model", "scripted", "--ready-file", str(ready), *constitutions),
         *("--settle-seconds", "0", "--engine-option", "latency=0.01"),
+        *flags,
     )
     with (folder / f"{role}.log").open("wb") as log:
         return subprocess.Popen(arguments, stderr=log), ready
@@ -49,15 +52,19 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     started = {role: serve(role, folder) for role in ROLES}
     found = {}
     for role, (process, ready) in started.items():
-        while not ready.exists():
-            assert process.poll() is None, (folder / f"{role}.log").read_text()
-            time.sleep(0.02)
-        found[role] = f"127.0.0.1:{json.loads(ready.read_text())['port']}"
+        found[role] = f"127.0.0.1:{port_of(process, ready)}"
     yield found
     for process, _ in started.values():
         process.terminate()
     for process, _ in started.values():
         process.wait(20)
+
+
+def port_of(process: subprocess.Popen[bytes], ready: Path) -> int:
+    while not ready.exists():
+        assert process.poll() is None, ready.with_suffix(".log").read_text()
+        time.sleep(0.02)
+    return int(json.loads(ready.read_text())["port"])
 
 
 @pytest.fixture
@@ -226,6 +233,40 @@ def test_a_finished_stage_is_not_repeated(
     assert main(["revisions", str(tmp_path / "run")]) == 0
     assert "revisions: done before" in capsys.readouterr().err
     assert part.stat().st_mtime_ns == written
+
+
+def test_a_service_that_encrypts_and_knows_its_callers_serves_a_run_that_it_knows(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "critic.pem")
+    (tmp_path / "tokens").write_text(line_of("trainer", [Scope.INFER], "trainer-secret") + "\n")
+    flags = [f"--tls-{part}={tmp_path}/critic.pem" for part in ("certificate", "key")]
+    process, ready = serve("critic", tmp_path, *flags, f"--token-file={tmp_path}/tokens")
+    try:
+        address = f"localhost:{port_of(process, ready)}"
+        secure = [f"services.critic={{address: '{address}', tls: {{ca: '{tmp_path}/ca.pem'}}}}"]
+        assert main(["revisions", str(config), *secure]) == 2
+        assert "services.critic.token_env: the critic service" in capsys.readouterr().err
+        secure.append("services.critic.token_env=CRITIC_TOKEN")
+        monkeypatch.delenv("CRITIC_TOKEN", raising=False)
+        assert main(["revisions", str(config), *secure]) == 2
+        assert "environment variable 'CRITIC_TOKEN' is not set" in capsys.readouterr().err
+        monkeypatch.setenv("CRITIC_TOKEN", "trainer-secret")
+        missing = "services.critic.tls.ca=nowhere.pem"
+        assert main(["revisions", str(config), *secure, missing]) == 2
+        assert "services.critic.tls.ca: there is no file" in capsys.readouterr().err
+        assert main(["revisions", str(config), *secure]) == 0
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert len(records(tmp_path / "run", "revisions", REVISIONS)) == RED + HELPFUL
+    assert "trainer-secret" not in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_on_a_terminal_a_bar_shows_how_far_the_stage_is(config: Path) -> None:

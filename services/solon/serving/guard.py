@@ -33,6 +33,8 @@ from solon.serving.tokens import Scope, Tokens
 
 _PREFIX = "/solon.v1."
 _CONTROL = "/solon.v1.ControlService/"
+_LOOKS = ("GetServerInfo", "GetLoad")
+"""Methods of the control plane that change nothing, and so are open to whoever is known."""
 _AUTHORIZATION = "authorization"
 _LOG = logging.getLogger(__name__)
 
@@ -253,8 +255,14 @@ class Guard(grpc.aio.ServerInterceptor):
             return ""
         sent = dict(context.invocation_metadata() or ())
         authorization = sent.get(_AUTHORIZATION)
-        scope = Scope.CONTROL if method.startswith(_CONTROL) else Scope.INFER
-        return self._tokens.admit(None if authorization is None else str(authorization), scope)
+        credential = None if authorization is None else str(authorization)
+        return self._tokens.admit(credential, _scope_of(method))
+
+
+def _scope_of(method: str) -> Scope | None:
+    if not method.startswith(_CONTROL):
+        return Scope.INFER
+    return None if method.removeprefix(_CONTROL) in _LOOKS else Scope.CONTROL
 
 
 def refuse_if_late(seconds_left: float | None, wait: float = 0.0) -> None:

@@ -73,8 +73,12 @@ class Tokens:
         """Whether calls need a token at all."""
         return bool(self._tokens)
 
-    def admit(self, authorization: str | None, scope: Scope) -> str:
+    def admit(self, authorization: str | None, scope: Scope | None) -> str:
         """The name of the caller.
+
+        Args:
+            authorization: What the call brings, if anything.
+            scope: What it needs. None: any token will do.
 
         Raises:
             NotAuthenticated: No token, or none that is known.
@@ -87,7 +91,7 @@ class Tokens:
         token = self._find(authorization[len(_SCHEME) :].strip())
         if token is None:
             raise NotAuthenticated("the token is not known here")
-        if scope not in token.scopes:
+        if scope is not None and scope not in token.scopes:
             raise NotPermitted(token.name, scope)
         return token.name
 

@@ -232,6 +232,11 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     data["models"] = models
     data["constitution"] = _absolute(config.constitution, names=constitution_names())
     data["prompts"] = _absolute_sources(data["prompts"])
+    for role in models.keys() & data["services"].keys():
+        for file in ("ca", "certificate", "key"):
+            if (data["services"][role]["tls"] or {}).get(file):
+                path = Path(data["services"][role]["tls"][file])
+                data["services"][role]["tls"][file] = str(path.expanduser().absolute())
     data["run_dir"] = absolute_run_dir(config.run_dir) if config.run_dir else None
     return RunConfig.model_validate(data)
 

@@ -22,10 +22,12 @@ from solon.client import (
     PolicyClient,
     Sampling,
     ServerInfo,
+    Tls,
 )
 from solon.client.base import ServiceClient
 from solon.client.errors import (
     FailedPrecondition,
+    NotAuthorized,
     Unavailable,
     UnexpectedStatus,
     WeightVersionMismatch,
@@ -250,15 +252,20 @@ async def _connect(
     address: str,
 ) -> tuple[Connected, ControlClient]:
     services = config.services
-    client = await stack.enter_async_context(
-        _CLIENTS[role](address, timeout=services.call_timeout, retry_for=services.retry_for)
-    )
-    control = await stack.enter_async_context(
-        ControlClient(address, timeout=services.call_timeout, retry_for=services.retry_for)
-    )
+    how = _how(config, role)
+    try:
+        client = await stack.enter_async_context(_CLIENTS[role](address, **how))
+        control = await stack.enter_async_context(ControlClient(address, **how))
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"services.{role}: {error}") from error
     try:
         await client.wait_until_serving(services.start_timeout)
         info = await control.get_server_info()
+    except NotAuthorized as error:
+        raise ServiceError(
+            f"services.{role}.token_env: the {role} service at {address!r} does not let the run in: "
+            f"{error.message}"
+        ) from error
     except (Unavailable, UnexpectedStatus) as error:
         raise ServiceError(
             f"services.{role}.address: the {role} service at {address!r} is not up: "
@@ -271,6 +278,18 @@ async def _connect(
     source = inline.by_name(constitution) if has_it else inline.inline(constitution)
     one = Connected(client=client, address=address, info=info, constitution=source)
     return one, control
+
+
+def _how(config: RunConfig, role: Role) -> dict[str, Any]:
+    """A client's keywords."""
+    service = _service(config, role)
+    return {
+        "timeout": config.services.call_timeout,
+        "retry_for": config.services.retry_for,
+        "tls": Tls(**service.tls.model_dump()) if service.tls else None,
+        "token": os.environ.get(service.token_env) if service.token_env else None,
+        "allow_plain_token": service.allow_plain_token,
+    }
 
 
 def _require(role: Role, info: ServerInfo, address: str) -> None:

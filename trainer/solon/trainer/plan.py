@@ -5,6 +5,7 @@ Knows nothing of how it is done.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ConfigError, PromptError
 from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
 from solon.trainer.prompts import PromptSet, load_prompts, refuse_overlap
+from solon.trainer.stages.settings import ServiceConfig
 from solon.trainer.state import STAGES, Stage
 
 EVALUATION_KEYS = tuple(f"evaluation.{kind}" for kind in SANDBOX_KINDS)
@@ -86,9 +88,10 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
     """Hold that what the configuration names is there and is enough.
 
     Raises:
-        ConfigError: A model's directory is missing, or the constitution lacks principles.
+        ConfigError: A model's directory is missing, or the constitution lacks principles, or what
+            a service demands of its callers is not there.
     """
-    problems = []
+    problems = _missing_credentials(config)
     for role, name in config.models.model_dump().items():
         path = Path(model_source(name))
         if path.is_absolute() and not (path / "config.json").is_file():
@@ -113,6 +116,25 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _missing_credentials(config: RunConfig) -> list[str]:
+    problems = []
+    for role in ("policy", "critic", "judge"):
+        service: ServiceConfig = getattr(config.services, role)
+        name = service.token_env
+        if name is not None and not os.environ.get(name):
+            problems.append(
+                f"services.{role}.token_env: the environment variable {name!r} is not set; put "
+                "the service's token into it, or remove token_env"
+            )
+        files = service.tls.model_dump(exclude={"server_name"}) if service.tls else {}
+        problems += [
+            f"services.{role}.tls.{key}: there is no file {path!r}"
+            for key, path in files.items()
+            if path is not None and not Path(path).is_file()
+        ]
+    return problems
 
 
 def advice(constitution: Constitution) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from solon.trainer.settings import Settings
 
@@ -84,11 +84,40 @@ class EvaluateConfig(Settings):
     """Pairs of different models' responses on which the judge is measured, 0 or more."""
 
 
+class TlsConfig(Settings):
+    """TLS to a running service. The files are PEM."""
+
+    ca: str | None = None
+    """Who signs the service's certificate. None: the public authorities."""
+    certificate: str | None = None
+    """The run's own certificate chain, for a service that demands one."""
+    key: str | None = None
+    """Its key, unencrypted."""
+    server_name: str | None = None
+    """The name in the service's certificate, where the address is another."""
+
+    @model_validator(mode="after")
+    def _certificate_and_key_belong_together(self) -> TlsConfig:
+        if (self.certificate is None) != (self.key is None):
+            missing = "key" if self.key is None else "certificate"
+            raise ValueError(f"{missing}: a certificate and its key belong together: give both")
+        return self
+
+
 class ServiceConfig(Settings):
     """One of the three services: where it is, or how to start it."""
 
     address: str | None = None
     """``host:port`` or another gRPC target of a running service. None: the run starts one."""
+    tls: TlsConfig | None = None
+    """How to encrypt the way to a running service; ``{}`` trusts the public authorities. None:
+    plain text."""
+    token_env: str | None = Field(default=None, min_length=1)
+    """Name of the environment variable that holds the bearer token of a running service; the token
+    itself is never written. The policy's needs the scope control, too, since a run replaces its
+    weights."""
+    allow_plain_token: bool = False
+    """Show the token without TLS to another machine, too: for networks that encrypt themselves."""
     engine: str = "transformers"
     """Engine of a service that the run starts."""
     threads: PositiveInt | None = None
@@ -102,6 +131,16 @@ class ServiceConfig(Settings):
     """Most sequences in one batch of a service that the run starts, 1 or more."""
     engine_options: dict[str, str] = Field(default_factory=dict)
     """Further options of the engine, as with ``--engine-option``."""
+
+    @model_validator(mode="after")
+    def _security_is_of_running_services(self) -> ServiceConfig:
+        for key in ("tls", "token_env"):
+            if self.address is None and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key}: only a running service has it: give its address, or remove {key}; "
+                    "what a run starts listens to this machine alone"
+                )
+        return self
 
 
 class ServicesConfig(Settings):
