@@ -228,7 +228,7 @@ async def ask(answers: Answers, key: Key, size: int = 10) -> str:
 
 async def test_an_answer_is_forgotten_after_its_window() -> None:
     clock = Clock()
-    answers = Answers(window=10, most_bytes=1000, clock=clock)
+    answers = Answers(window=10, most_bytes=10_000, clock=clock)
     assert await ask(answers, KEY) == "made"
     clock.now = 9.9
     assert await ask(answers, KEY) == "known"
@@ -239,15 +239,15 @@ async def test_an_answer_is_forgotten_after_its_window() -> None:
     assert answers.remembered_bytes == 0
 
 
-async def test_the_oldest_answers_make_room() -> None:
-    answers = Answers(window=10, most_bytes=50)
+async def test_the_oldest_answers_make_room_and_even_a_short_one_takes_some() -> None:
+    answers = Answers(window=10, most_bytes=5_000)
     keys = [KEY._replace(request_id=str(number)) for number in range(8)]
     assert [await ask(answers, key) for key in keys] == ["made"] * 8
-    assert answers.remembered_bytes <= 50
+    assert 4_000 < answers.remembered_bytes <= 5_000
     assert await ask(answers, keys[-1]) == "known"
     assert await ask(answers, keys[0]) == "made"
-    assert await ask(answers, KEY, size=100) == "made"
-    assert await ask(answers, KEY, size=100) == "made"
+    assert await ask(answers, KEY, size=6_000) == "made"
+    assert await ask(answers, KEY, size=6_000) == "made"
 
 
 async def test_a_window_of_nothing_remembers_nothing() -> None:

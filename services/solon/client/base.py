@@ -157,6 +157,11 @@ class ServiceClient:
         return status.value == _SERVING
 
     @property
+    def retried(self) -> int:
+        """Attempts at calls that failed and were followed by another, so far."""
+        return self._line.retried
+
+    @property
     def _what(self) -> str:
         return self.HEALTH_NAME or "a Solon service"
 

@@ -24,6 +24,7 @@ _KEEPALIVE_TIMEOUT_MS = 20_000
 _FIRST_RECONNECT_MS = 100
 _LONGEST_RECONNECT_MS = 2_000
 """gRPC's default is 120 s: a service that restarts in 10 s would be missed for two minutes."""
+_BETWEEN_RESOLUTIONS_MS = 1_000
 
 _LOOPBACK = re.compile(r"(ipv4:|ipv6:|dns:///)?(127\.|localhost:|\[::1\])")
 
@@ -56,6 +57,9 @@ def open_channel(
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
+        # an old connection that its server ends is the time to look who is there now; gRPC would
+        # look twice a minute at most
+        ("grpc.dns_min_time_between_resolutions_ms", _BETWEEN_RESOLUTIONS_MS),
         ("grpc.max_receive_message_length", max_message_bytes),
     ]
     if is_loopback(address):

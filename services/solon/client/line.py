@@ -39,6 +39,8 @@ class Line:
         """Calls that have their turn."""
         self.limit = math.inf
         """Calls that may have it at the same time, >= 1."""
+        self.retried = 0
+        """Attempts that failed and were followed by another."""
         self._patience = patience
         self._clock = clock
         self._steep_until = math.inf

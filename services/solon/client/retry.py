@@ -114,6 +114,7 @@ class Retries:
         if elapsed + pause > self._policy.retry_for:
             error.add_note(f"gave up after {self._failures} attempts in {elapsed:.1f} s")
             raise error
+        self._line.retried += 1
         await asyncio.sleep(pause)
 
 

@@ -19,6 +19,9 @@ from google.protobuf.message import Message
 
 from solon.serving.errors import RequestIdReused
 
+_OVERHEAD = 700
+"""Bytes that an answer takes besides its messages' own, as measured; most are small."""
+
 Make = Callable[[], AsyncGenerator[Message, None]]
 """Starts the work: its messages, of which a unary call has one."""
 
@@ -126,6 +129,7 @@ class Answers:
         if self._window <= 0 or answer.size > self._most_bytes:
             return
         answer.expires = self._clock() + self._window
+        answer.pack()
         self._finished[answer.key] = answer
         self._bytes += answer.size
         while self._bytes > self._most_bytes:
@@ -141,21 +145,45 @@ class Answers:
         self._bytes -= answer.size
 
 
+class _Packed(NamedTuple):
+    """A message as the wire has it."""
+
+    type: type[Message]
+    body: bytes
+
+    def unpacked(self) -> Message:
+        return self.type.FromString(self.body)
+
+
 class Answer:
     """One answer: its messages so far, and who waits for more. Made by ``Answers``."""
+
+    # tens of thousands are remembered: each holds no more than it must
+    __slots__ = (
+        "_changed",
+        "_messages",
+        "digest",
+        "ended",
+        "error",
+        "expires",
+        "key",
+        "readers",
+        "size",
+        "task",
+    )
 
     def __init__(self, key: Key, digest: bytes) -> None:
         """``digest``: of the request's body."""
         self.key = key
         self.digest = digest
-        self.size = 0
+        self.size = _OVERHEAD
         self.expires = 0.0
         self.readers = 0
         self.ended = False
         self.error: BaseException | None = None
         self.task: asyncio.Task[None] | None = None
-        self._messages: list[Message] = []
-        self._changed = asyncio.Event()
+        self._messages: list[Message | _Packed] = []
+        self._changed: asyncio.Event | None = None
 
     def add(self, message: Message) -> None:
         """Hand a message to all who wait."""
@@ -163,26 +191,37 @@ class Answer:
         self.size += message.ByteSize()
         self._wake()
 
+    def pack(self) -> None:
+        """Keep the bytes only: an answer of many tokens is five times as large as a message."""
+        self._messages = [
+            _Packed(type(m), m.SerializeToString()) if isinstance(m, Message) else m
+            for m in self._messages
+        ]
+
     def end(self) -> None:
         """No more messages come."""
         self.ended = True
+        self.task = None
         self._wake()
 
     async def messages(self) -> AsyncGenerator[Message, None]:
         """All from the first on, as they come."""
         read = 0
         while True:
-            # taken before the messages are looked at: none is then missed
-            changed = self._changed
             while read < len(self._messages):
+                message = self._messages[read]
                 read += 1
-                yield self._messages[read - 1]
+                yield message if isinstance(message, Message) else message.unpacked()
             if self.ended:
                 break
-            await changed.wait()
+            # nothing came since the messages were looked at, or it was yielded above
+            if self._changed is None:
+                self._changed = asyncio.Event()
+            await self._changed.wait()
         if self.error is not None:
             raise self.error
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
