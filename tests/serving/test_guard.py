@@ -267,6 +267,27 @@ async def test_the_end_of_a_call_stops_the_model(
     await until(lambda: engine.running == 0)
 
 
+async def test_calls_that_are_given_up_leave_no_task_behind(
+    engine: FunctionEngine, stub: policy_pb2_grpc.PolicyServiceStub, request_of: Ask
+) -> None:
+    await stub.Generate(request_of())
+    engine.gate.clear()
+    before = len(asyncio.all_tasks())
+    streamed = policy_pb2.StreamGenerateRequest(conversation=request_of().conversation)
+    for turn in range(3):
+        calls: list[Any] = [
+            stub.Generate(request_of(request_id=f"{turn}-{number}" if number % 2 else ""))
+            for number in range(300)
+        ]
+        calls += [stub.StreamGenerate(streamed) for _ in range(100)]
+        await until(lambda: engine.running == 400)
+        for call in calls:
+            call.cancel()
+        await until(lambda: engine.running == 0)
+    del calls
+    await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
 async def test_cancelling_a_stream_stops_the_model(
     engine: FunctionEngine, stub: policy_pb2_grpc.PolicyServiceStub, request_of: Ask
 ) -> None:
