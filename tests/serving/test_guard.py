@@ -19,7 +19,7 @@ from solon.serving.constitutions import Library
 from solon.serving.logs import JsonFormatter
 from solon.serving.options import ServerOptions
 from solon.serving.server import Resources, Server
-from solon.serving.testing import FunctionEngine
+from solon.serving.testing import FunctionEngine, running
 from solon.v1 import (
     common_pb2,
     control_pb2,
@@ -382,6 +382,31 @@ async def test_a_call_that_would_miss_its_deadline_in_the_queue_is_refused_befor
     await stub.Generate(request_of(), timeout=60)
     await stub.Generate(request_of())
     assert len(engine.asked) == 2
+
+
+async def test_calls_beyond_the_bound_are_refused_but_for_the_control_plane(
+    engine: FunctionEngine, request_of: Ask, told: Tell
+) -> None:
+    engine.gate.clear()
+    async with (
+        running(ROLE, engine, max_in_flight=3) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = policy_pb2_grpc.PolicyServiceStub(channel)
+        # one inference, and still three calls that wait
+        held = [asyncio.ensure_future(_text(stub, request_of(request_id="mine"))) for _ in range(3)]
+        control = control_pb2_grpc.ControlServiceStub(channel)
+        # gRPC takes the calls of one connection in their order
+        await control.GetLoad(control_pb2.GetLoadRequest())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Generate(request_of())
+        seen = told(caught.value)
+        assert (seen.code, seen.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert seen.retry_after == 1
+        await control.GetLoad(control_pb2.GetLoadRequest())
+        engine.gate.set()
+        assert await asyncio.gather(*held) == ["Yes."] * 3
+        assert await _text(stub, request_of()) == "Yes."
 
 
 async def test_health_and_control_answer_however_long_the_queue_is(

@@ -25,7 +25,7 @@ def test_flags_are_read_into_options() -> None:
         "--dtype=float32", "--max-batch=8", "--queue-capacity=9", "--max-tokens-default=10",
         "--ready-file=/tmp/ready", "--log-level=DEBUG", "--drain-seconds=1.5",
         "--settle-seconds=0", "--engine-option=seed=1", "--engine-option=note=a=b",
-        "--max-message-bytes=1024",
+        "--max-message-bytes=1024", "--max-in-flight=100",
     )  # fmt: skip
     assert options == ServerOptions(
         port=7000,
@@ -40,6 +40,7 @@ def test_flags_are_read_into_options() -> None:
         queue_capacity=9,
         max_tokens_default=10,
         max_message_bytes=1024,
+        max_in_flight=100,
         ready_file=Path("/tmp/ready"),
         log_level="DEBUG",
         settle_seconds=0,

@@ -12,8 +12,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 from uuid import uuid4
@@ -21,7 +21,7 @@ from uuid import uuid4
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from solon.engine.base import Engine, EngineError
+from solon.engine.base import Engine, EngineError, Overloaded
 from solon.serving import rules
 from solon.serving.answers import Answers, Key
 from solon.serving.errors import DeadlinePassed, InvalidFields, NotServing
@@ -35,6 +35,7 @@ _PREFIX = "/solon.v1."
 _CONTROL = "/solon.v1.ControlService/"
 _LOOKS = ("GetServerInfo", "GetLoad")
 """Methods of the control plane that change nothing, and so are open to whoever is known."""
+_RETRY_SECONDS = 1.0
 _AUTHORIZATION = "authorization"
 _LOG = logging.getLogger(__name__)
 
@@ -120,7 +121,14 @@ class Guard(grpc.aio.ServerInterceptor):
     """The interceptor of every Solon server."""
 
     def __init__(
-        self, health: Health, engine: Engine, answers: Answers, tokens: Tokens, metrics: Metrics
+        self,
+        health: Health,
+        engine: Engine,
+        answers: Answers,
+        tokens: Tokens,
+        metrics: Metrics,
+        *,
+        max_in_flight: int,
     ) -> None:
         """Remember what calls are held to.
 
@@ -130,7 +138,11 @@ class Guard(grpc.aio.ServerInterceptor):
             answers: Keeps one inference to one request_id.
             tokens: Says who calls.
             metrics: Counts calls and their ends.
+            max_in_flight: Calls at once, but for those of the control plane; more are refused
+                before they are read.
         """
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
         self._metrics = metrics
         self._engine = engine
         self._health = health
@@ -164,7 +176,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, Context], Any]:
         async def answer(body: bytes, context: Context) -> Message | None:
             call = _Call(method, self._metrics)
-            async with _answered(call, context):
+            async with self._answered(call, context):
                 request = self._admitted(call, body, handler, context)
 
                 async def work() -> AsyncGenerator[Message, None]:
@@ -183,7 +195,7 @@ class Guard(grpc.aio.ServerInterceptor):
         # where a generator that waits at a yield lives until it is collected
         async def answer(body: bytes, context: Context) -> None:
             call = _Call(method, self._metrics)
-            async with _answered(call, context):
+            async with self._answered(call, context):
                 request = self._admitted(call, body, handler, context)
 
                 def work() -> AsyncGenerator[Message, None]:
@@ -226,6 +238,29 @@ class Guard(grpc.aio.ServerInterceptor):
             async for response in responses:
                 call.count(response)
                 yield response
+
+    @asynccontextmanager
+    async def _answered(self, call: _Call, context: Context) -> AsyncIterator[None]:
+        async with _answered(call, context):
+            with self._place(call):
+                yield
+
+    @contextmanager
+    def _place(self, call: _Call) -> Iterator[None]:
+        if call.method.startswith(_CONTROL):
+            yield
+            return
+        if self._in_flight >= self._max_in_flight:
+            raise Overloaded(
+                f"{self._in_flight} calls are in flight, which is as many as there may be: try "
+                "again later",
+                retry_after=_RETRY_SECONDS,
+            )
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
 
     def _admitted(self, call: _Call, body: bytes, handler: _Handler, context: Context) -> _Request:
         """The request, named and checked.

@@ -70,6 +70,8 @@ class ServerOptions:
     """max_tokens of requests that bring none, 1 to 131,072."""
     max_message_bytes: int = 64 * 1024 * 1024
     """Largest request, in bytes."""
+    max_in_flight: int = 32_768
+    """Calls that may be in flight at once, those for control and health left out, >= 1."""
     max_connection_age: float = 300.0
     """Seconds after which a connection is asked to close once its calls have ended, so that
     clients resolve the address anew and find replicas that were added. > 0."""
@@ -170,6 +172,13 @@ def _add_socket_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) 
         default=defaults.max_message_bytes,
         metavar="N",
         help="largest request",
+    )
+    add(
+        "--max-in-flight",
+        type=_integer(1, 2**31 - 1),
+        default=defaults.max_in_flight,
+        metavar="N",
+        help="calls at once, whatever they wait for; control and health are exempt",
     )
     add(
         "--max-connection-age",

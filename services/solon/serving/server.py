@@ -84,8 +84,16 @@ class Server:
             raise UsageError(f"--token-file or ${ENVIRONMENT}: {error}") from error
         answers = Answers(window=options.idempotency_seconds, most_bytes=options.idempotency_bytes)
         self._metrics = Metrics(self._engine)
+        guard = Guard(
+            self._health,
+            self._engine,
+            answers,
+            tokens,
+            self._metrics,
+            max_in_flight=options.max_in_flight,
+        )
         self._server = grpc.aio.server(
-            interceptors=[Guard(self._health, self._engine, answers, tokens, self._metrics)],
+            interceptors=[guard],
             options=_channel_options(options),
         )
         self._health_server: grpc.aio.Server | None = None
