@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ async def test_weights_change_between_requests_and_never_within_one(
     assert answers[0].weight_version == "initial"
     assert after.weight_version == scored.weight_version == "step-1"
     assert all(answer.text == texts[answer.weight_version] for answer in answers)
+
+
+async def test_a_model_that_runs_does_not_follow_its_file(
+    model_path: Path, other_path: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(model_path, tmp_path / "model")
+    async with running(path) as engine:
+        expected = await engine.generate(PROMPT, LONG)
+        # in place, as save_pretrained does it too
+        shutil.copy(other_path / "model.safetensors", path)
+        assert (await engine.generate(PROMPT, LONG)).tokens == expected.tokens
 
 
 async def test_weights_that_do_not_fit_leave_the_old_ones_at_work(

@@ -75,6 +75,10 @@ def load(options: EngineOptions, chat_template: str | None) -> LoadedModel:
     masks = Masks.of(config, options.model)
     tokenizer = _tokenizer(options.model, chat_template)
     model = _model(options.model, dtype).to(device).eval()
+    if device.type == "cpu":
+        # they are mapped from the file, and would change with it when another model is saved there
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     _check_forward(options.model, model)
     return LoadedModel(
         model=model,
