@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from solon.engine.sources import Source
 from solon.serving.options import ServerOptions, UsageError, parse
 
 
@@ -25,7 +26,7 @@ def test_flags_are_read_into_options() -> None:
         "--dtype=float32", "--max-batch=8", "--queue-capacity=9", "--max-tokens-default=10",
         "--ready-file=/tmp/ready", "--log-level=DEBUG", "--drain-seconds=1.5",
         "--settle-seconds=0", "--engine-option=seed=1", "--engine-option=note=a=b",
-        "--max-message-bytes=1024",
+        "--max-message-bytes=1024", "--weights-from=/models", "--weights-from=s3://bucket/models",
     )  # fmt: skip
     assert options == ServerOptions(
         port=7000,
@@ -40,6 +41,7 @@ def test_flags_are_read_into_options() -> None:
         queue_capacity=9,
         max_tokens_default=10,
         max_message_bytes=1024,
+        weights_from=(Source.parse("/models"), Source.parse("s3://bucket/models")),
         ready_file=Path("/tmp/ready"),
         log_level="DEBUG",
         settle_seconds=0,
@@ -65,6 +67,7 @@ def test_flags_are_read_into_options() -> None:
         ("--engine-option=seed", "expected KEY=VALUE, got 'seed'"),
         ("--device=tpu", "--device"),
         ("--log-level=LOUD", "--log-level"),
+        ("--weights-from=https://host/..", "--weights-from: expected a URL whose path has no . or"),
         ("--modle=x", "--modle"),
     ],
 )
