@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "vllm", "trl", "datasets", "accelerate")
+HEAVY = ("torch", "transformers", "vllm", "trl", "datasets", "accelerate", "peft")
 SHOW_HELP = """
 import sys
 from solon.{module} import main

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -28,15 +29,23 @@ SENTENCES = [
 ]
 
 
-def make_model(path: Path, *, seed: int = 0, hidden: int = 32) -> Path:
-    """Save a two-layer random Llama and its tokenizer; answers end now and then."""
+def make_model(
+    path: Path,
+    *,
+    seed: int = 0,
+    hidden: int = 32,
+    layers: int = 2,
+    tied: bool = False,
+    shard: str = "1GB",
+) -> Path:
+    """Save a small random Llama and its tokenizer; answers end now and then."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -44,9 +53,24 @@ def make_model(path: Path, *, seed: int = 0, hidden: int = 32) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         initializer_range=0.4,
+        tie_word_embeddings=tied,
     )
-    LlamaForCausalLM(config).save_pretrained(path)
+    LlamaForCausalLM(config).save_pretrained(path, max_shard_size=shard)
     tokenizer.save_pretrained(path)
+    return path
+
+
+def make_adapter(path: Path, base: Path, *, seed: int = 2, **changed: Any) -> Path:
+    """Save a random LoRA adapter of a saved model. ``changed``: fields of its configuration."""
+    torch.manual_seed(seed)
+    fields = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    config = LoraConfig(task_type="CAUSAL_LM", **{**fields, **changed})
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+    if config.modules_to_save:
+        for name, tensor in model.named_parameters():
+            if "modules_to_save" in name:
+                tensor.data.mul_(1.5)
+    model.save_pretrained(str(path))
     return path
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from solon.chat import Conversation
-from solon.engine import Engine
+from solon.engine import Engine, EngineOptions
 from solon.engine.base import (
     EngineFailed,
     FinishReason,
@@ -20,6 +23,12 @@ from solon.engine.base import (
     Sampling,
     WeightsNotLoaded,
 )
+from solon.engine.hf.decoding import DecodeBatch
+from solon.engine.hf.jobs import WeightsJob
+from solon.engine.hf.loading import load
+from solon.engine.hf.runner import Runner
+from solon.engine.hf.text import Codec
+from solon.engine.hf.worker import Worker
 from tests.engine.conftest import make_model, running
 
 PROMPT = Conversation.from_user("How do I bake bread?")
@@ -64,6 +73,17 @@ async def test_weights_change_between_requests_and_never_within_one(
     assert all(answer.text == texts[answer.weight_version] for answer in answers)
 
 
+async def test_a_model_that_runs_does_not_follow_its_file(
+    model_path: Path, other_path: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(model_path, tmp_path / "model")
+    async with running(path) as engine:
+        expected = await engine.generate(PROMPT, LONG)
+        # in place, as save_pretrained does it too
+        shutil.copy(other_path / "model.safetensors", path)
+        assert (await engine.generate(PROMPT, LONG)).tokens == expected.tokens
+
+
 async def test_weights_that_do_not_fit_leave_the_old_ones_at_work(
     model_path: Path, tmp_path: Path
 ) -> None:
@@ -72,6 +92,9 @@ async def test_weights_that_do_not_fit_leave_the_old_ones_at_work(
     model = LlamaForCausalLM.from_pretrained(damaged)
     model.lm_head.weight.data[3, 3] = torch.inf
     model.save_pretrained(damaged)
+    worded = make_model(tmp_path / "worded")
+    config = json.loads((worded / "config.json").read_text())
+    (worded / "config.json").write_text(json.dumps(config | {"hidden_size": "many"}))
     cut = make_model(tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
     async with running(model_path) as engine:
@@ -80,6 +103,7 @@ async def test_weights_that_do_not_fit_leave_the_old_ones_at_work(
             (tmp_path / "nowhere", "expected a directory"),
             (wider, "hidden_size 64"),
             (damaged, "lm_head.weight holds NaN or infinity"),
+            (worded, "'hidden_size' expected int, got str"),
             (cut, str(cut)),
         ):
             with pytest.raises(WeightsNotLoaded) as caught:
@@ -144,6 +168,40 @@ async def test_keep_holds_requests_where_they_are_until_resumed(
             await engine.update_weights(str(other_path), "step-1")
         await engine.resume()
         assert (await runs).tokens == (await new).tokens == whole.tokens
+
+
+async def test_weights_that_nobody_waits_for_any_more_are_not_taken_into_use(
+    model_path: Path, other_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    loaded = load(EngineOptions(model=str(model_path), threads=1), None)
+    runner = Runner(loaded)
+    worker = Worker(
+        runner=runner,
+        batch=DecodeBatch(runner, Codec(loaded.tokenizer), loaded.eos_ids),
+        max_batch=1,
+        score_keys=1,
+        weight_version="initial",
+        loop=loop,
+    )
+    before = loaded.model.lm_head.weight.clone()
+    waited_for: asyncio.Future[None] = loop.create_future()
+    abandoned = threading.Event()
+    abandoned.set()
+    job = WeightsJob(
+        weights=LlamaForCausalLM.from_pretrained(other_path).state_dict(),
+        weight_version="step-1",
+        abandoned=abandoned,
+        done=waited_for.set_result,
+        fail=waited_for.set_exception,
+    )
+    worker.control(job)
+    worker.start()
+    with pytest.raises(WeightsNotLoaded, match="nobody waits"):
+        await waited_for
+    worker.close()
+    assert worker.weight_version == "initial"
+    assert torch.equal(loaded.model.lm_head.weight, before)
 
 
 async def test_weights_can_change_while_paused_with_nothing_held(

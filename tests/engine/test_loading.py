@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from solon.chat import Conversation, Message
 from solon.engine import EngineOptions, create
 from solon.engine.base import InvalidInput, Sampling
-from tests.engine.conftest import CHAT_TEMPLATE, running
+from tests.engine.conftest import CHAT_TEMPLATE, make_adapter, running
 
 
 async def refusal(path: Path | str, **options: object) -> str:
@@ -58,6 +59,21 @@ async def test_a_model_without_a_tokenizer_says_how_to_save_one(
 async def test_a_model_without_weights_is_refused(model_path: Path, tmp_path: Path) -> None:
     path = without(model_path, tmp_path / "m", "*.safetensors")
     assert "cannot be loaded as a causal language model" in await refusal(path)
+    torch.save(load_file(model_path / "model.safetensors"), path / "pytorch_model.bin")
+    assert "no file named model.safetensors" in await refusal(path)
+
+
+async def test_an_adapter_alone_is_no_model_to_start_with(model_path: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", model_path)
+    assert "load the adapter with UpdateWeights" in await refusal(adapter)
+
+
+async def test_code_that_comes_with_a_model_is_not_run(model_path: Path, tmp_path: Path) -> None:
+    path = without(model_path, tmp_path / "m", "config.json")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "own.py").write_text("raise SystemExit('was run')")
+    assert "contains custom code" in await refusal(path)
 
 
 async def test_a_model_without_a_chat_template_names_the_fix_and_the_fix_works(

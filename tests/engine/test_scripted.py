@@ -217,6 +217,8 @@ async def test_weights_change_once_what_runs_has_finished(tmp_path: Path) -> Non
     await engine.update_weights(str(tmp_path), "step-1")
     assert (await runs).weight_version == "initial"
     assert (await engine.generate(HELLO, Sampling())).weight_version == "step-1"
+    await engine.update_weights("s3://bucket/step-2", "step-2")
+    assert engine.weight_version == "step-2"
 
 
 async def test_closing_ends_requests_with_an_error() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import grpc
 import pytest
 
 from solon.constitution import Constitution, Principle
 from solon.critic.server import ROLE as CRITIC
 from solon.engine.base import PauseMode, WeightsNotLoaded
+from solon.engine.sources import Source
 from solon.policy.server import ROLE as POLICY
 from solon.serving.testing import FunctionEngine, running
 from solon.v1 import control_pb2, control_pb2_grpc
@@ -73,6 +78,38 @@ async def test_weights_that_cannot_be_loaded_are_a_failed_precondition(
         await stub.UpdateWeights(update)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert caught.value.details() == "no config.json in '/next'"
+
+
+@pytest.mark.parametrize(
+    "path", ["models/a", "models/link", "../b", "https://user:secret@host/m/a?key=secret"]
+)
+async def test_weights_from_elsewhere_than_the_server_takes_them_are_refused(
+    path: str, tmp_path: Path, told: Callable[..., Any]
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "link").symlink_to(tmp_path)
+    path = path if "://" in path else str(tmp_path / path)
+    allowed = tuple(map(Source.parse, (str(tmp_path / "models" / "mine"), "https://host/models")))
+    engine = FunctionEngine()
+    async with (
+        running(POLICY, engine, weights_from=allowed) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = control_pb2_grpc.ControlServiceStub(channel)
+        update = control_pb2.UpdateWeightsRequest(path=path, weight_version="step-1")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.UpdateWeights(update)
+        seen = told(caught.value)
+        assert (seen.code, seen.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+        assert list(seen.fields) == ["path"]
+        assert (
+            f"beneath {str(allowed[0])!r}, 'https://host/models' (--weights-from)" in seen.message
+        )
+        assert "secret" not in seen.message
+        assert engine.weight_version == "initial"
+        for known in (str(tmp_path / "models" / "mine" / "a"), "https://host/models/a"):
+            update = control_pb2.UpdateWeightsRequest(path=known, weight_version=known)
+            assert (await stub.UpdateWeights(update)).weight_version == known
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from solon.engine.sources import Source
 from solon.serving.options import ServerOptions, UsageError, parse
 
 
@@ -26,6 +27,7 @@ def test_flags_are_read_into_options() -> None:
         "--ready-file=/tmp/ready", "--log-level=DEBUG", "--drain-seconds=1.5",
         "--settle-seconds=0", "--engine-option=seed=1", "--engine-option=note=a=b",
         "--max-message-bytes=1024", "--max-in-flight=100",
+        "--weights-from=/models", "--weights-from=s3://bucket/models",
     )  # fmt: skip
     assert options == ServerOptions(
         port=7000,
@@ -41,6 +43,7 @@ def test_flags_are_read_into_options() -> None:
         max_tokens_default=10,
         max_message_bytes=1024,
         max_in_flight=100,
+        weights_from=(Source.parse("/models"), Source.parse("s3://bucket/models")),
         ready_file=Path("/tmp/ready"),
         log_level="DEBUG",
         settle_seconds=0,
@@ -66,6 +69,7 @@ def test_flags_are_read_into_options() -> None:
         ("--engine-option=seed", "expected KEY=VALUE, got 'seed'"),
         ("--device=tpu", "--device"),
         ("--log-level=LOUD", "--log-level"),
+        ("--weights-from=https://host/..", "--weights-from: expected a URL whose path has no . or"),
         ("--modle=x", "--modle"),
     ],
 )

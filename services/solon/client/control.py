@@ -30,15 +30,19 @@ class ControlClient(ServiceClient):
     async def update_weights(
         self, path: str, weight_version: str, *, timeout: float | None = None
     ) -> WeightsUpdated:
-        """Replace the weights, all or nothing.
+        """Replace the weights, all or nothing; the old ones serve until the new ones are checked.
 
         Args:
-            path: Directory in Hugging Face format, as the server sees it.
+            path: Directory as the server sees it, or URL, of full weights in Hugging Face format
+                (safetensors) or of a LoRA adapter, which is merged into the full weights that were
+                loaded last.
             weight_version: What to call the weights from now on.
-            timeout: Deadline of one attempt, seconds. None: the client's.
+            timeout: Deadline of one attempt, seconds; must allow for fetching and loading. None:
+                the client's. Nothing is replaced after it, unless that had begun.
 
         Raises:
             WeightsNotLoaded: The old weights are still in use; the text says why.
+            InvalidArgument: The server takes no weights from there.
             Unsupported: This engine cannot.
         """
         request = control_pb2.UpdateWeightsRequest(

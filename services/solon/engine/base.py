@@ -284,8 +284,17 @@ class Engine(Protocol):
     async def update_weights(self, path: str, weight_version: str) -> None:
         """Replace the weights, all or nothing, once what runs has finished.
 
+        Cancelling the task changes nothing afterwards: it ends when nothing is being loaded any
+        more. Only if the swap had begun by then is it completed.
+
+        Args:
+            path: A directory or URL of full weights, or of an adapter: it is merged into the full
+                weights that were loaded last.
+            weight_version: What to call them.
+
         Raises:
             WeightsNotLoaded: The old weights are still in use; the text says why.
+            InvalidInput: ``path`` is neither a path nor a URL.
             Unsupported: This engine cannot.
         """
 

@@ -7,6 +7,7 @@ the name of its own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +16,9 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from solon.engine.base import Engine, PauseMode
+from solon.engine.sources import Source
 from solon.serving.constitutions import Library
+from solon.serving.errors import InvalidFields
 from solon.v1 import control_pb2, control_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,12 +41,22 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         *,
         service_role: control_pb2.ServiceRole.ValueType,
         instance_id: str,
+        weights_from: Sequence[Source] = (),
     ) -> None:
-        """``instance_id``: different in each process."""
+        """Remember what to show, and what to refuse.
+
+        Args:
+            engine: Shown and changed.
+            library: The constitutions that calls may name.
+            service_role: What this process serves besides.
+            instance_id: Different in each process.
+            weights_from: Weights are loaded only from beneath these. Empty: from anywhere.
+        """
         self._engine = engine
         self._library = library
         self._service_role = service_role
         self._instance_id = instance_id
+        self._weights_from = weights_from
         self._start_time = Timestamp()
         self._start_time.FromDatetime(datetime.now(UTC))
         # two updates at once would each name the other's weights as the previous ones
@@ -95,9 +108,10 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         self, request: control_pb2.UpdateWeightsRequest, context: Context
     ) -> control_pb2.UpdateWeightsResponse:
         """See the contract."""
+        path = await asyncio.to_thread(self._permitted, request.path)
         async with self._updating:
             previous = self._engine.weight_version
-            await self._engine.update_weights(request.path, request.weight_version)
+            await self._engine.update_weights(path, request.weight_version)
         return control_pb2.UpdateWeightsResponse(
             request_id=request.request_id,
             weight_version=request.weight_version,
@@ -117,3 +131,15 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         """See the contract."""
         await self._engine.resume()
         return control_pb2.ResumeGenerationResponse(request_id=request.request_id)
+
+    def _permitted(self, path: str) -> str:
+        """The path to load, in the very spelling that was compared."""
+        if not self._weights_from:
+            return path
+        source = Source.parse(path)
+        if not any(source.lies_beneath(prefix) for prefix in self._weights_from):
+            known = ", ".join(repr(str(prefix)) for prefix in self._weights_from)
+            raise InvalidFields.of(
+                "path", f"expected a path or URL beneath {known} (--weights-from)"
+            )
+        return source.text

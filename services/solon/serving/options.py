@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from solon.engine.base import InvalidInput
+from solon.engine.sources import Source
 from solon.serving import tokens
 
 
@@ -54,6 +56,8 @@ class ServerOptions:
     """Path or name of the model, as the engine understands it."""
     weight_version: str = "initial"
     """What to call the weights that are loaded first. 1 to 256 characters."""
+    weights_from: tuple[Source, ...] = ()
+    """UpdateWeights loads nothing but what lies beneath one of these. Empty: anything."""
     constitutions: tuple[str, ...] = ()
     """Paths, or names of shipped constitutions, that calls may ask for by name."""
     threads: int | None = None
@@ -95,6 +99,7 @@ def parse(program: str, argv: Sequence[str], *, takes_constitutions: bool) -> Se
     """
     values = vars(_parser(program, takes_constitutions=takes_constitutions).parse_args(argv))
     values["constitutions"] = tuple(values.get("constitutions", ()))
+    values["weights_from"] = tuple(values["weights_from"])
     values["engine_options"] = dict(values["engine_options"])
     options = ServerOptions(**values)
     _check_tls(options)
@@ -226,6 +231,14 @@ def _add_security_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help=f"bearer tokens that may call, hashed; ${tokens.ENVIRONMENT} may hold more",
     )
+    add(
+        "--weights-from",
+        type=_source,
+        action="append",
+        default=[],
+        metavar="PATH_OR_URL",
+        help="UpdateWeights loads only what lies beneath (repeatable; default: anything)",
+    )
 
 
 def _add_flags_beside(parser: argparse.ArgumentParser, defaults: ServerOptions) -> None:
@@ -348,6 +361,13 @@ def _version(text: str) -> str:
     if not 1 <= len(text) <= 256:
         raise argparse.ArgumentTypeError(f"expected 1 to 256 characters, got {len(text)}")
     return text
+
+
+def _source(text: str) -> Source:
+    try:
+        return Source.parse(text)
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from error
 
 
 def _pair(text: str) -> tuple[str, str]:

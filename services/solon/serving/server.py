@@ -104,6 +104,7 @@ class Server:
             resources.library,
             service_role=role.service_role,
             instance_id=self.instance_id,
+            weights_from=options.weights_from,
         )
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

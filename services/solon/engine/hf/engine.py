@@ -12,10 +12,11 @@ for draws that fall within the type's noise of a border. With one CPU thread, lo
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -49,9 +50,10 @@ from solon.engine.hf.jobs import (
     Scores,
     WeightsJob,
 )
-from solon.engine.hf.loading import LoadedModel, load, read_weights
+from solon.engine.hf.loading import LoadedModel, load
 from solon.engine.hf.runner import Runner
 from solon.engine.hf.text import Codec
+from solon.engine.hf.weights import Base, read_weights
 from solon.engine.hf.worker import Worker
 from solon.engine.options import EngineOptions, read_extra
 from solon.engine.pace import Pace
@@ -182,18 +184,18 @@ class TransformersEngine:
 
     async def update_weights(self, path: str, weight_version: str) -> None:
         """Load and check the new weights, then swap them in place between two batches."""
-        serving = self._ready
-        weights = await asyncio.to_thread(read_weights, path, serving.loaded.model)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        serving.worker.control(
-            WeightsJob(
-                weights=weights,
-                weight_version=weight_version,
-                done=_setter(future),
-                fail=_failer(future),
-            )
-        )
-        await future
+        abandoned = threading.Event()
+        # a task of its own: a thread and a swap cannot be cancelled, only asked to end, and how
+        # they ended must be known
+        update = asyncio.create_task(self._update(path, weight_version, abandoned))
+        try:
+            await asyncio.wait([update])
+        except asyncio.CancelledError:
+            abandoned.set()
+            await asyncio.wait([update])
+            update.exception()  # it is nobody's any more
+            raise
+        update.result()
 
     async def pause(self, mode: PauseMode) -> int:
         """Stop the model."""
@@ -256,6 +258,28 @@ class TransformersEngine:
                 "wait: try again later",
                 retry_after=self._pace.retry_after(worker.queued, worker.finished),
             )
+
+    async def _update(self, path: str, weight_version: str, abandoned: threading.Event) -> None:
+        serving = self._ready
+        new = await asyncio.to_thread(
+            read_weights,
+            path,
+            base=serving.base,
+            running=serving.loaded.model,
+            abandoned=abandoned,
+        )
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready.worker.control(
+            WeightsJob(
+                weights=new.tensors,
+                weight_version=weight_version,
+                abandoned=abandoned,
+                done=_setter(future),
+                fail=_failer(future),
+            )
+        )
+        await future
+        self._serving = replace(serving, base=new.base)
 
     async def _run(self, job: GenerateJob | ScoreJob, future: asyncio.Future[T]) -> T:
         self._submit(job)
@@ -329,6 +353,7 @@ class _Serving:
     codec: Codec
     worker: Worker
     info: EngineInfo
+    base: Base
 
 
 def _load(
@@ -359,7 +384,8 @@ def _load(
             "threads": str(torch.get_num_threads()),
         },
     )
-    return _Serving(loaded=loaded, codec=codec, worker=worker, info=info)
+    base = Base.of(options.model, loaded.model.state_dict())
+    return _Serving(loaded=loaded, codec=codec, worker=worker, info=info, base=base)
 
 
 def _timing(job: Job, started: float) -> Timing:

@@ -5,6 +5,7 @@ Knows nothing of tensors.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -123,5 +124,7 @@ class WeightsJob:
 
     weights: Mapping[str, object]
     weight_version: str
+    abandoned: threading.Event
+    """Set when nobody waits any more: they must not be taken into use then."""
     done: Callable[[None], None]
     fail: Callable[[Exception], None]

@@ -1,4 +1,4 @@
-"""Models and weights from disk or the hub, with errors that say what to do.
+"""A model from disk or the hub, with errors that say what to do.
 
 Knows nothing of requests.
 """
@@ -9,40 +9,23 @@ import inspect
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from solon.engine.base import InvalidInput, WeightsNotLoaded
+from solon.engine.base import InvalidInput
+from solon.engine.fetching import ADAPTER_CONFIG
 from solon.engine.hf.masks import Masks
 from solon.engine.options import EngineOptions
 
 _LOG = logging.getLogger(__name__)
 
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError)
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 """What transformers raises for weights that are missing, cut short or of another kind."""
-
-_STRUCTURE = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_parameters",
-    "sliding_window",
-    "layer_types",
-    "tie_word_embeddings",
-)
-"""What of config.json changes the function that the weights compute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +54,14 @@ def load(options: EngineOptions, chat_template: str | None) -> LoadedModel:
     disable_progress_bar()
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
-    config = _config(options.model)
+    config = read_config(options.model)
     masks = Masks.of(config, options.model)
     tokenizer = _tokenizer(options.model, chat_template)
     model = _model(options.model, dtype).to(device).eval()
+    if device.type == "cpu":
+        # they are mapped from the file, and would change with it when another model is saved there
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     _check_forward(options.model, model)
     return LoadedModel(
         model=model,
@@ -87,55 +74,6 @@ def load(options: EngineOptions, chat_template: str | None) -> LoadedModel:
     )
 
 
-def read_weights(path: str, model: Any) -> dict[str, Tensor]:
-    """Weights from a directory, on the CPU, checked to fit ``model`` and to be finite.
-
-    Raises:
-        WeightsNotLoaded: They are not there or do not fit; the text says why.
-    """
-    try:
-        _check_structure(path, _config(path), model.config)
-        found, report = _from_pretrained(path, model.dtype)
-    except InvalidInput as error:
-        raise WeightsNotLoaded(str(error)) from error
-    except _UNREADABLE as error:
-        raise WeightsNotLoaded(f"path {path!r}: {_first_line(error)}") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            names = ", ".join(sorted(map(str, report[kind]))[:3])
-            raise WeightsNotLoaded(
-                f"path {path!r}: {len(report[kind])} {kind.replace('_', ' ')}, such as {names}: "
-                "expected the weights of the model that is being served"
-            )
-    weights: dict[str, Tensor] = found.state_dict()
-    _check_weights(path, weights, model.state_dict())
-    return weights
-
-
-def _check_structure(path: str, new: Any, old: Any) -> None:
-    for key in _STRUCTURE:
-        ours, theirs = getattr(old, key, None), getattr(new, key, None)
-        if ours != theirs:
-            raise WeightsNotLoaded(
-                f"path {path!r}: config.json has {key} {theirs!r}, but the model that is being "
-                f"served has {ours!r}: expected weights of the same architecture"
-            )
-
-
-def _check_weights(path: str, new: dict[str, Tensor], old: dict[str, Tensor]) -> None:
-    if new.keys() != old.keys():
-        names = ", ".join(sorted(new.keys() ^ old.keys())[:3])
-        raise WeightsNotLoaded(f"path {path!r}: the tensors' names differ, such as {names}")
-    for name, tensor in new.items():
-        if tensor.shape != old[name].shape:
-            raise WeightsNotLoaded(
-                f"path {path!r}: {name} has shape {tuple(tensor.shape)}, "
-                f"expected {tuple(old[name].shape)}"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsNotLoaded(f"path {path!r}: {name} holds NaN or infinity")
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,7 +81,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InvalidInput(
-            f"device: expected auto, cpu, cuda or cuda:N, got {name!r}: {_first_line(error)}"
+            f"device: expected auto, cpu, cuda or cuda:N, got {name!r}: {first_line(error)}"
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInput(
@@ -161,31 +99,46 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _config(model: str) -> Any:
+def read_config(model: str) -> Any:
+    """What config.json says of the language model in a directory or on the hub.
+
+    Raises:
+        InvalidInput: There is none, or it is of no known model.
+    """
     path = Path(model)
     looks_local = path.is_absolute() or model.startswith((".", "~")) or path.exists()
     if looks_local and not path.is_dir():
         raise InvalidInput(f"model: expected a directory, {model!r} is not one")
+    if (path / ADAPTER_CONFIG).is_file():
+        raise InvalidInput(
+            f"model: {model!r} is an adapter: start with the model that it was trained on, and "
+            "load the adapter with UpdateWeights"
+        )
     if looks_local and not (path / "config.json").is_file():
         raise InvalidInput(
             f"model: {model!r} has no config.json: expected what save_pretrained wrote"
         )
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"model: expected a directory or the name of a model on the hub, "
-            f"got {model!r}: {_first_line(error)}"
+            f"got {model!r}: {first_line(error)}"
+        ) from error
+    except StrictDataclassError as error:  # its first line says in which field, its cause what
+        raise InvalidInput(
+            f"model: the config.json of {model!r} is not valid: "
+            f"{first_line(error.__cause__ or error)}"
         ) from error
     return config.get_text_config()
 
 
 def _tokenizer(model: str, chat_template: str | None) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidInput(
-            f"model: {model!r} has no usable tokenizer ({_first_line(error)}): "
+            f"model: {model!r} has no usable tokenizer ({first_line(error)}): "
             "save one beside the weights with tokenizer.save_pretrained"
         ) from error
     if not len(tokenizer):
@@ -214,10 +167,10 @@ def _read_template(path: str) -> str:
 
 def _model(name: str, dtype: torch.dtype) -> Any:
     try:
-        model, report = _from_pretrained(name, dtype)
-    except _UNREADABLE as error:
+        model, report = from_pretrained(name, dtype)
+    except UNREADABLE as error:
         raise InvalidInput(
-            f"model: {name!r} cannot be loaded as a causal language model: {_first_line(error)}"
+            f"model: {name!r} cannot be loaded as a causal language model: {first_line(error)}"
         ) from error
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
@@ -227,9 +180,18 @@ def _model(name: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _from_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def from_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """A model on the CPU, and transformers' report of tensors that it missed or did not expect.
+
+    Neither pickles are loaded nor code that comes with a model.
+
+    Raises:
+        One of ``UNREADABLE``.
+    """
     loader: Any = AutoModelForCausalLM
-    model, report = loader.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, report = loader.from_pretrained(
+        name, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+    )
     return model, report
 
 
@@ -267,5 +229,6 @@ def _eos_ids(model: str, config: Any, tokenizer: Any) -> frozenset[int]:
     return ids
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as the end of the line; its type if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

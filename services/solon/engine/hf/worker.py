@@ -313,22 +313,22 @@ class Worker:
             self._release_pause()
 
     def _swap_if_idle(self) -> None:
-        if self._batch.rows and self._held:
-            while self._waiting_weights:
-                self._post(
-                    self._waiting_weights.popleft().fail,
-                    WeightsNotLoaded(
-                        f"{len(self._batch.rows)} requests are held by a pause in mode KEEP and "
-                        "must end on the old weights: resume, or pause in mode ABORT, first"
-                    ),
+        waiting, self._waiting_weights = self._waiting_weights, deque()
+        for job in waiting:
+            if job.abandoned.is_set():
+                self._post(job.fail, WeightsNotLoaded("nobody waits for these weights any more"))
+            elif not self._batch.rows:
+                self._runner.model.load_state_dict(job.weights)
+                self.weight_version = job.weight_version
+                self._post(job.done, None)
+            elif self._held:
+                held = WeightsNotLoaded(
+                    f"{len(self._batch.rows)} requests are held by a pause in mode KEEP and "
+                    "must end on the old weights: resume, or pause in mode ABORT, first"
                 )
-        if self._batch.rows:
-            return
-        while self._waiting_weights:
-            job = self._waiting_weights.popleft()
-            self._runner.model.load_state_dict(job.weights)
-            self.weight_version = job.weight_version
-            self._post(job.done, None)
+                self._post(job.fail, held)
+            else:
+                self._waiting_weights.append(job)
 
     def _abort(self) -> int:
         rows = [row for row in self._batch.end() if not row.job.cancelled]

@@ -36,6 +36,7 @@ from solon.engine.options import EngineOptions, read_extra
 from solon.engine.scripted.faults import Fault, Faults
 from solon.engine.scripted.gate import Aborted, Gate
 from solon.engine.scripted.script import Script, count, render, split
+from solon.engine.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,8 +182,8 @@ class ScriptedEngine:
         )
 
     async def update_weights(self, path: str, weight_version: str) -> None:
-        """Take the new version's name, if ``path`` exists, once what runs has finished."""
-        if not await asyncio.to_thread(Path(path).exists):
+        """Take the new version's name, if ``path`` may exist, once what runs has finished."""
+        if not await asyncio.to_thread(_may_exist, path):
             raise WeightsNotLoaded(f"path: expected a directory of weights, {path!r} is not there")
         await self._gate.drained()
         self._version = weight_version
@@ -218,6 +219,12 @@ def _draw(
     if len(tokens) > sampling.max_tokens:
         return tokens[: sampling.max_tokens], FinishReason.LENGTH
     return tokens, FinishReason.STOP
+
+
+def _may_exist(path: str) -> bool:
+    """Whether a path exists; URLs are taken at their word."""
+    source = Source.parse(path)
+    return bool(source.scheme) or Path(source.path).exists()
 
 
 def _timing(queued: float, started: float) -> Timing:
