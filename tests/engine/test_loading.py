@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertModel
 
 from solon.chat import Conversation, Message
 from solon.engine import EngineOptions, create
-from solon.engine.base import InvalidInput, Sampling
+from solon.engine.base import InvalidInput, Sampling, WeightsNotLoaded
 from tests.engine.conftest import CHAT_TEMPLATE, make_adapter, running
 
 
@@ -59,8 +60,18 @@ async def test_a_model_without_a_tokenizer_says_how_to_save_one(
 async def test_a_model_without_weights_is_refused(model_path: Path, tmp_path: Path) -> None:
     path = without(model_path, tmp_path / "m", "*.safetensors")
     assert "cannot be loaded as a causal language model" in await refusal(path)
+
+
+async def test_an_old_model_without_safetensors_starts_but_replaces_no_weights(
+    model_path: Path, tmp_path: Path
+) -> None:
+    path = without(model_path, tmp_path / "m", "*.safetensors")
     torch.save(load_file(model_path / "model.safetensors"), path / "pytorch_model.bin")
-    assert "no file named model.safetensors" in await refusal(path)
+    async with running(path) as engine:
+        with pytest.raises(WeightsNotLoaded, match="no file named model.safetensors"):
+            await engine.update_weights(str(path), "step-1")
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps(Path))
+    assert "cannot be loaded as a causal language model" in await refusal(path)
 
 
 async def test_an_adapter_alone_is_no_model_to_start_with(model_path: Path, tmp_path: Path) -> None:

@@ -263,8 +263,8 @@ async def _connect(
         info = await control.get_server_info()
     except NotAuthorized as error:
         raise ServiceError(
-            f"services.{role}.token_env: the {role} service at {address!r} does not let the run in: "
-            f"{error.message}"
+            f"services.{role}.token_env: the {role} service at {address!r} does not let the run "
+            f"in: {error.message}"
         ) from error
     except (Unavailable, UnexpectedStatus) as error:
         raise ServiceError(

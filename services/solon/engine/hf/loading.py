@@ -9,6 +9,7 @@ import inspect
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from solon.engine.options import EngineOptions
 
 _LOG = logging.getLogger(__name__)
 
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError)
 """What transformers raises for weights that are missing, cut short or of another kind."""
 
 
@@ -167,7 +168,7 @@ def _read_template(path: str) -> str:
 
 def _model(name: str, dtype: torch.dtype) -> Any:
     try:
-        model, report = from_pretrained(name, dtype)
+        model, report = from_pretrained(name, dtype, safetensors_only=False)
     except UNREADABLE as error:
         raise InvalidInput(
             f"model: {name!r} cannot be loaded as a causal language model: {first_line(error)}"
@@ -180,17 +181,29 @@ def _model(name: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def from_pretrained(name: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def from_pretrained(
+    name: str, dtype: torch.dtype, *, safetensors_only: bool = True
+) -> tuple[Any, dict[str, Any]]:
     """A model on the CPU, and transformers' report of tensors that it missed or did not expect.
 
-    Neither pickles are loaded nor code that comes with a model.
+    Code that comes with a model is never run.
+
+    Args:
+        name: A directory, or a name on the hub.
+        dtype: Of its numbers.
+        safetensors_only: Load no pickle either. Else torch's reader for tensors alone takes those
+            of old models that have nothing else.
 
     Raises:
         One of ``UNREADABLE``.
     """
     loader: Any = AutoModelForCausalLM
     model, report = loader.from_pretrained(
-        name, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        name,
+        dtype=dtype,
+        output_loading_info=True,
+        use_safetensors=True if safetensors_only else None,
+        trust_remote_code=False,
     )
     return model, report
 
