@@ -49,5 +49,13 @@ def test_the_client_loads_neither_pydantic_nor_yaml() -> None:
     assert loaded.isdisjoint({"pydantic", "yaml", *HEAVY})
 
 
+def test_the_sdk_of_traces_is_not_loaded_by_an_import() -> None:
+    loaded_after(
+        "import solon.client, solon.judge.server, solon.trainer.failures, solon.tracing.export\n"
+        "import sys\nassert 'opentelemetry.trace' in sys.modules\n"
+        "assert 'opentelemetry.sdk' not in sys.modules"
+    )
+
+
 def test_a_heavy_library_would_be_seen() -> None:
     assert "torch" in loaded_after("import sys, types; sys.modules['torch.nn'] = types")

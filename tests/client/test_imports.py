@@ -30,4 +30,4 @@ def test_the_client_can_be_imported_where_only_the_base_is_installed() -> None:
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
     )
-    assert run.stdout == "['chat', 'client', 'v1'] []\n", run.stderr
+    assert run.stdout == "['chat', 'client', 'tracing', 'v1'] []\n", run.stderr

@@ -75,6 +75,7 @@ def test_the_base_requirements_are_the_clients(wheel: Path) -> None:
         "googleapis-common-protos",
         "grpcio",
         "grpcio-status",
+        "opentelemetry-api",
         "protobuf",
     }
 
@@ -92,6 +93,7 @@ def test_a_base_install_imports_the_client_and_little_else(base_python: Path) ->
         "googleapis-common-protos",
         "grpcio",
         "grpcio-status",
+        "opentelemetry-api",
         "protobuf",
         "solon",
         "typing_extensions",

@@ -68,9 +68,9 @@ async def test_an_old_model_without_safetensors_starts_but_replaces_no_weights(
     path = without(model_path, tmp_path / "m", "*.safetensors")
     torch.save(load_file(model_path / "model.safetensors"), path / "pytorch_model.bin")
     async with running(path) as engine:
-        with pytest.raises(WeightsNotLoaded, match="no file named model.safetensors"):
+        with pytest.raises(WeightsNotLoaded, match=r"no file named model\.safetensors"):
             await engine.update_weights(str(path), "step-1")
-    (path / "pytorch_model.bin").write_bytes(pickle.dumps(Path))
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps(Path, protocol=2))
     assert "cannot be loaded as a causal language model" in await refusal(path)
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import trustme
+from opentelemetry.sdk.trace import ReadableSpan
 
 from solon.constitution import load, resolve
 from solon.serving.tokens import Scope, line_of
@@ -25,6 +26,7 @@ from solon.trainer.cli import main
 from solon.trainer.schemas import PREFERENCES, REVISIONS
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
+from tests.conftest import Spans
 
 ROLES = ("policy", "critic", "judge")
 RED, HELPFUL = 40, 10
@@ -222,6 +224,27 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(config: Path, tmp_p
     assert main(["revisions", str(config)]) == 0
     after = records(tmp_path / "run", "revisions", REVISIONS)
     assert [row for row in after if row["id"] in {old["id"] for old in before}] == before
+
+
+def test_every_call_of_a_run_hangs_beneath_its_record_and_stage(config: Path, spans: Spans) -> None:
+    assert main(["revisions", str(config)]) == 0
+    ids = {span.context.span_id: span for span in spans.all if span.context}
+
+    def path(span: ReadableSpan) -> list[str]:
+        return [*(path(ids[span.parent.span_id]) if span.parent else []), span.name]
+
+    made = spans.named("record")
+    assert len({(one.attributes or {})["solon.record_id"] for one in made}) == RED + HELPFUL
+    beneath = ["run", "stage revisions", "record"]
+    assert all(path(one) == beneath for one in made)
+    for name, count in (
+        ("solon.v1.PolicyService/Generate", RED + HELPFUL),
+        ("solon.v1.CriticService/Refine", RED),
+    ):
+        calls = spans.named(name)
+        assert len(calls) == count
+        assert all(path(one) == [*beneath, name] for one in calls)
+    assert len({span.context.trace_id for span in spans.all if span.context}) == 1
 
 
 def test_a_finished_stage_is_not_repeated(

@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import grpc
 from google.protobuf import wrappers_pb2
 
+from solon import tracing
 from solon.client.channel import MAX_MESSAGE_BYTES, is_loopback, open_channel
 from solon.client.errors import (
     BadReply,
@@ -27,13 +28,10 @@ from solon.client.errors import (
 from solon.client.line import Line
 from solon.client.retry import RetryPolicy, with_retries
 from solon.client.security import Tls, bearer
+from solon.client.spans import Named, attempt_failed, calling
+from solon.tracing import Span
 
-
-class _Named(Protocol):
-    request_id: str
-
-
-Request = TypeVar("Request", bound=_Named)
+Request = TypeVar("Request", bound=Named)
 Response = TypeVar("Response")
 Result = TypeVar("Result")
 
@@ -181,12 +179,14 @@ class ServiceClient:
     ) -> Result:
         """The reply as ``read`` makes it, after as many attempts as it takes."""
         deadline = self._timeout if timeout is None else timeout
+        with calling(request, self.address) as span:
 
-        async def attempt() -> Result:
-            with _translated_errors(request.request_id):
-                return read(await method(request, timeout=deadline, metadata=self._metadata))
+            async def attempt() -> Result:
+                with _translated_errors(request.request_id, span):
+                    metadata = self._metadata + tracing.headers(span)
+                    return read(await method(request, timeout=deadline, metadata=metadata))
 
-        return await with_retries(attempt, self._retry, self._line)
+            return await with_retries(attempt, self._retry, self._line)
 
     async def _stream(
         self,
@@ -194,12 +194,14 @@ class ServiceClient:
         request: Request,
         read: Callable[[Response], Result],
         timeout: float | None,
+        span: Span,
     ) -> AsyncGenerator[Result, None]:
         """One attempt at a stream: what was yielded cannot be taken back, so no retry here."""
         deadline = self._timeout if timeout is None else timeout
-        call = method(request, timeout=deadline, metadata=self._metadata)
+        metadata = self._metadata + tracing.headers(span)
+        call = method(request, timeout=deadline, metadata=metadata)
         try:
-            with _translated_errors(request.request_id):
+            with _translated_errors(request.request_id, span):
                 async for response in call:
                     yield read(response)
         finally:
@@ -208,14 +210,17 @@ class ServiceClient:
 
 
 @contextmanager
-def _translated_errors(request_id: str) -> Iterator[None]:
-    """GRPC's errors as Solon's, each with the request's id."""
+def _translated_errors(request_id: str, span: Span) -> Iterator[None]:
+    """GRPC's errors as Solon's, each with the request's id and noted in the call's span."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error, request_id=request_id) from None
+        typed = from_rpc_error(error, request_id=request_id)
+        attempt_failed(span, typed)
+        raise typed from None
     except BadReply as error:
         error.request_id = request_id
+        attempt_failed(span, error)
         raise
 
 

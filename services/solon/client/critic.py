@@ -12,7 +12,9 @@ from solon.client.base import ServiceClient
 from solon.client.errors import BadReply, SolonError, WeightVersionMismatch
 from solon.client.requests import ConstitutionRef
 from solon.client.retry import Retries
+from solon.client.spans import calling
 from solon.client.types import CritiqueResult, RefinedRound, RevisionResult, Sampling
+from solon.tracing import Span
 from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc
 
 
@@ -159,30 +161,32 @@ class CriticClient(ServiceClient):
         )
         made: list[RefinedRound] = []
         retries = Retries(self._retry, self._line)
-        while True:
-            await retries.turn()
-            try:
-                with retries.attempt():
-                    async with aclosing(self._rounds(request, made, timeout)) as chain:
-                        async for refined in chain:
-                            made.append(refined)
-                            # progress: an earlier failure and a later one are not one outage
-                            retries.forget()
-                            yield refined
-                return
-            except SolonError as error:
-                await retries.wait_after(error)
+        with calling(request, self.address) as span:
+            while True:
+                await retries.turn()
+                try:
+                    with retries.attempt():
+                        async with aclosing(self._rounds(request, made, timeout, span)) as chain:
+                            async for refined in chain:
+                                made.append(refined)
+                                # progress: an earlier failure and a later one are not one outage
+                                retries.forget()
+                                yield refined
+                    return
+                except SolonError as error:
+                    await retries.wait_after(error)
 
     async def _rounds(
         self,
         request: critic_pb2.RefineRequest,
         made: Sequence[RefinedRound],
         timeout: float | None,
+        span: Span,
     ) -> AsyncGenerator[RefinedRound, None]:
         """One attempt at a chain, without the rounds that an earlier attempt made."""
         method = critic_pb2_grpc.CriticServiceStub(self._channel).Refine
         known = tuple(made)
-        stream = self._stream(method, request, replies.refined_round, timeout)
+        stream = self._stream(method, request, replies.refined_round, timeout, span)
         async with aclosing(stream) as chain:
             async for refined in chain:
                 if refined.round > len(known):

@@ -10,7 +10,9 @@ from solon.client import replies, requests
 from solon.client.base import ServiceClient
 from solon.client.errors import BadReply, SolonError
 from solon.client.retry import Retries
+from solon.client.spans import calling
 from solon.client.types import Generated, Piece, Sampling
+from solon.tracing import Span
 from solon.v1 import policy_pb2, policy_pb2_grpc
 
 
@@ -97,26 +99,27 @@ class PolicyClient(ServiceClient):
         )
         retries = Retries(self._retry, self._line)
         started = False
-        while True:
-            await retries.turn()
-            try:
-                with retries.attempt():
-                    async with aclosing(self._pieces(request, timeout)) as pieces:
-                        async for piece in pieces:
-                            started = True
-                            yield piece
-                return
-            except SolonError as error:
-                if started:
-                    raise
-                await retries.wait_after(error)
+        with calling(request, self.address) as span:
+            while True:
+                await retries.turn()
+                try:
+                    with retries.attempt():
+                        async with aclosing(self._pieces(request, timeout, span)) as pieces:
+                            async for piece in pieces:
+                                started = True
+                                yield piece
+                    return
+                except SolonError as error:
+                    if started:
+                        raise
+                    await retries.wait_after(error)
 
     async def _pieces(
-        self, request: policy_pb2.StreamGenerateRequest, timeout: float | None
+        self, request: policy_pb2.StreamGenerateRequest, timeout: float | None, span: Span
     ) -> AsyncGenerator[Piece, None]:
         method = policy_pb2_grpc.PolicyServiceStub(self._channel).StreamGenerate
         ended = False
-        stream = self._stream(method, request, replies.piece, timeout)
+        stream = self._stream(method, request, replies.piece, timeout, span)
         async with aclosing(stream) as pieces:
             async for piece in pieces:
                 ended = piece.final is not None

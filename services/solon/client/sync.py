@@ -85,6 +85,11 @@ class _Blocking(Generic[Client]):
         """As ``ServiceClient.wait_until_serving``."""
         self._wait_for(self._client.wait_until_serving(timeout))
 
+    @property
+    def retried(self) -> int:
+        """As ``ServiceClient.retried``."""
+        return self._client.retried
+
     def _wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
         if self._thread is None:
             work.close()

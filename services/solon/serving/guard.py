@@ -3,7 +3,7 @@
 One interceptor, so that servicers only translate: it asks who calls, reads the request, names it,
 refuses it while the model loads, past its deadline or against the rules; it gives a request that
 is asked again its first answer; it turns every exception into a status with details; it writes
-the log line. Health and reflection pass untouched. Knows nothing of roles.
+the log line and the call's span. Health and reflection pass untouched. Knows nothing of roles.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from uuid import uuid4
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from solon import tracing
 from solon.engine.base import Engine, EngineError, Overloaded
 from solon.serving import rules
 from solon.serving.answers import Answers, Key
@@ -38,6 +39,17 @@ _LOOKS = ("GetServerInfo", "GetLoad")
 _RETRY_SECONDS = 1.0
 _AUTHORIZATION = "authorization"
 _LOG = logging.getLogger(__name__)
+_OURS = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""Ends that OpenTelemetry's conventions hold against the server rather than its caller."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,10 +71,11 @@ class _Handler(Protocol):
 
 @dataclass(slots=True)
 class _Call:
-    """What the log line of a call says."""
+    """What the log line of a call says, and its span."""
 
     method: str
     metrics: Metrics
+    span: tracing.Span
     started: float = field(default_factory=time.monotonic)
     request_id: str = ""
     caller: str = ""
@@ -95,23 +108,24 @@ class _Call:
         self._add("completion_tokens", usage.completion_tokens)
         self._add("queue_seconds", queued)
         self._add("inference_seconds", timing.inference.ToTimedelta().total_seconds())
+        self.span.set_attribute("solon.weight_version", response.weight_version)  # type: ignore[attr-defined]
 
     def log(self, code: grpc.StatusCode, level: int, **fields: object) -> None:
-        """Write the line, and count the end."""
+        """Write the line, count the end, and tell the span of both."""
         seconds = time.monotonic() - self.started
-        reason = fields.get("reason")
-        self.metrics.ended(self.short, code.name, None if reason is None else str(reason), seconds)
-        line = {
-            "method": self.method,
-            "code": code.name,
+        reason = None if "reason" not in fields else str(fields["reason"])
+        self.metrics.ended(self.short, code.name, reason, seconds)
+        known: dict[str, str | float] = {
             "request_id": self.request_id,
-            "seconds": round(seconds, 6),
             **({"caller": self.caller} if self.caller else {}),
             **({"replayed": True} if self.replayed else {}),
             **self.spent,
-            **fields,
         }
-        _LOG.log(level, "call", extra={"fields": line})
+        line = {"method": self.method, "code": code.name, "seconds": round(seconds, 6)}
+        _LOG.log(level, "call", extra={"fields": line | known | fields})
+        if self.span.is_recording():
+            self.span.set_attributes({f"solon.{key}": value for key, value in known.items()})
+        tracing.ended(self.span, code.value[0], reason, failed=code in _OURS)
 
     def _add(self, key: str, amount: float) -> None:
         self.spent[key] = round(self.spent.get(key, 0) + amount, 6)
@@ -175,8 +189,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, Context], Any]:
         async def answer(body: bytes, context: Context) -> Message | None:
-            call = _Call(method, self._metrics)
-            async with self._answered(call, context):
+            async with self._answered(method, context) as call:
                 request = self._admitted(call, body, handler, context)
 
                 async def work() -> AsyncGenerator[Message, None]:
@@ -194,8 +207,7 @@ class Guard(grpc.aio.ServerInterceptor):
         # a coroutine that writes, not a generator: a cancelled call then always unwinds at once,
         # where a generator that waits at a yield lives until it is collected
         async def answer(body: bytes, context: Context) -> None:
-            call = _Call(method, self._metrics)
-            async with self._answered(call, context):
+            async with self._answered(method, context) as call:
                 request = self._admitted(call, body, handler, context)
 
                 def work() -> AsyncGenerator[Message, None]:
@@ -240,14 +252,14 @@ class Guard(grpc.aio.ServerInterceptor):
                 yield response
 
     @asynccontextmanager
-    async def _answered(self, call: _Call, context: Context) -> AsyncIterator[None]:
-        async with _answered(call, context):
-            with self._place(call):
-                yield
+    async def _answered(self, method: str, context: Context) -> AsyncIterator[_Call]:
+        async with _answered(method, self._metrics, context) as call:
+            with self._place(method):
+                yield call
 
     @contextmanager
-    def _place(self, call: _Call) -> Iterator[None]:
-        if call.method.startswith(_CONTROL):
+    def _place(self, method: str) -> Iterator[None]:
+        if method.startswith(_CONTROL):
             yield
             return
         if self._in_flight >= self._max_in_flight:
@@ -319,21 +331,24 @@ def refuse_if_late(seconds_left: float | None, wait: float = 0.0) -> None:
 
 
 @asynccontextmanager
-async def _answered(call: _Call, context: Context) -> AsyncIterator[None]:
-    call.metrics.began(call.short)
-    try:
-        yield
-    except asyncio.CancelledError:
-        late = context.time_remaining() == 0
-        code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-        call.log(code, logging.INFO)
-        raise
-    except Exception as error:  # any exception at all must become a status, and only here
-        failure = failure_of(error)
-        _log_failure(call, failure, error)
-        await context.abort(failure.code, failure.message, failure.trailers(call.request_id))
-    else:
-        call.log(grpc.StatusCode.OK, logging.INFO)
+async def _answered(method: str, metrics: Metrics, context: Context) -> AsyncIterator[_Call]:
+    received = dict(context.invocation_metadata() or ())
+    with tracing.serving(method.removeprefix("/"), received) as span:
+        call = _Call(method, metrics, span)
+        metrics.began(call.short)
+        try:
+            yield call
+        except asyncio.CancelledError:
+            late = context.time_remaining() == 0
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            call.log(code, logging.INFO)
+            raise
+        except Exception as error:  # any exception at all must become a status, and only here
+            failure = failure_of(error)
+            _log_failure(call, failure, error)
+            await context.abort(failure.code, failure.message, failure.trailers(call.request_id))
+        else:
+            call.log(grpc.StatusCode.OK, logging.INFO)
 
 
 def _log_failure(call: _Call, failure: Failure, error: Exception) -> None:

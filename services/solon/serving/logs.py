@@ -1,8 +1,8 @@
 """JSON lines on stderr: one object a line, for machines to read.
 
 No line holds the text of a prompt or an answer, so an exception that nobody foresaw is logged by
-its type and the place it came from; its message, which may quote a prompt, only at DEBUG. Knows
-nothing of calls.
+its type and the place it came from; its message, which may quote a prompt, only at DEBUG. Lines
+that are written within a span have its ids. Knows nothing of calls.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+
+from solon import tracing
 
 _ROOT = "solon"
 
@@ -27,6 +29,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
+            **tracing.ids(),
         }
         return json.dumps(line, ensure_ascii=False, default=str)
 

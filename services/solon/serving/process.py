@@ -23,6 +23,7 @@ from solon.serving import logs
 from solon.serving.constitutions import Library
 from solon.serving.options import ServerOptions, UsageError, parse
 from solon.serving.server import Resources, Role, Server
+from solon.tracing.export import TracingError, exporting
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def main(role: Role, argv: Sequence[str] | None = None) -> int:
         options = parse(role.program, arguments, takes_constitutions=role.takes_constitutions)
         logs.configure(options.log_level)
         asyncio.run(serve(role, options))
-    except (UsageError, ConstitutionError, InvalidInput) as error:
+    except (UsageError, ConstitutionError, InvalidInput, TracingError) as error:
         return _complain(role, error, 2)
     except EngineError as error:
         return _complain(role, error, 1)
@@ -80,16 +81,18 @@ async def serve(
 
     Raises:
         UsageError, ConstitutionError, InvalidInput: A mistake in the options.
+        TracingError: One in the environment.
         EngineError: The engine cannot start.
     """
     stopped = _stop_signal()
     ready = _ReadyFile(options.ready_file)
     server = Server(role, resources(options), options)
-    try:
-        await _serve(role, server, options, stopped, ready)
-    finally:
-        ready.remove()
-        await server.stop()
+    with exporting(role.program, server.instance_id):
+        try:
+            await _serve(role, server, options, stopped, ready)
+        finally:
+            ready.remove()
+            await server.stop()
 
 
 async def _serve(

@@ -2,7 +2,7 @@
 
 A request may take many model calls, and the weights may be replaced between two of them. A session
 holds the request to the weights it asked for, or else to those of its first call, so that no
-answer mixes two models. Knows nothing of gRPC.
+answer mixes two models. Each call is a span, whatever the engine. Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
+from solon import tracing
 from solon.chat import Conversation
 from solon.engine.base import (
     Engine,
@@ -23,6 +24,7 @@ from solon.engine.base import (
     Usage,
 )
 from solon.serving.errors import WeightVersionMismatch
+from solon.tracing import Span
 
 T = TypeVar("T")
 
@@ -63,7 +65,7 @@ class Session:
             WeightVersionMismatch: The weights were replaced while this request ran.
             EngineError: The first failure; the other generations are cancelled.
         """
-        made = await concurrently(self._engine.generate(*one) for one in asked)
+        made = await concurrently(self._generate(*one) for one in asked)
         for generation in made:
             self._check(generation.weight_version)
         self._spend([g.usage for g in made], [g.timing for g in made])
@@ -74,10 +76,14 @@ class Session:
     ) -> AsyncGenerator[GenerationPiece, None]:
         """One generation, a piece at a time; ``aclose`` stops the work. Errors as ``generate``."""
         # an engine's stream is a generator: closing it is what stops the model
-        async with aclosing(self._engine.stream(conversation, sampling)) as pieces:
-            async for piece in pieces:
+        async with (
+            aclosing(self._engine.stream(conversation, sampling)) as made,
+            aclosing(tracing.within("engine.generate", made)) as pieces,
+        ):
+            async for span, piece in pieces:
                 self._check(piece.weight_version)
                 if piece.final is not None:
+                    _describe(span, piece.final)
                     self._spend([piece.final.usage], [piece.final.timing])
                 yield piece
 
@@ -85,10 +91,18 @@ class Session:
         self, prompts: Sequence[Conversation], continuations: Sequence[Sequence[str]]
     ) -> Scored:
         """Log-probabilities; errors as ``Engine.score``, and WeightVersionMismatch."""
-        scored = await self._engine.score(prompts, continuations)
+        with tracing.span("engine.score") as span:
+            scored = await self._engine.score(prompts, continuations)
+            _describe(span, scored)
         self._check(scored.weight_version)
         self._spend([scored.usage], [scored.timing])
         return scored
+
+    async def _generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
+        with tracing.span("engine.generate") as span:
+            made = await self._engine.generate(conversation, sampling)
+            _describe(span, made)
+        return made
 
     def _check(self, actual: str) -> None:
         if self._expected is None:
@@ -99,6 +113,21 @@ class Session:
     def _spend(self, usages: Sequence[Usage], timings: Sequence[Timing]) -> None:
         self.usage = sum(usages, start=self.usage)
         self.timing += max(timings, key=lambda t: t.queue + t.inference)
+
+
+def _describe(span: Span, made: Generation | Scored) -> None:
+    if span.is_recording():
+        span.set_attributes(
+            {
+                "solon.prompt_tokens": made.usage.prompt_tokens,
+                "solon.cached_tokens": made.usage.cached_tokens,
+                "solon.completion_tokens": made.usage.completion_tokens,
+                "solon.model_calls": made.usage.model_calls,
+                "solon.queue_seconds": made.timing.queue,
+                "solon.inference_seconds": made.timing.inference,
+                "solon.weight_version": made.weight_version,
+            }
+        )
 
 
 async def concurrently(calls: Iterable[Awaitable[T]]) -> list[T]:

@@ -107,10 +107,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _explained(options: argparse.Namespace) -> int:
+    from solon.tracing.export import exporting  # noqa: PLC0415
     from solon.trainer import failures  # noqa: PLC0415
 
     try:
-        return _command(options)
+        with exporting("solon"):
+            return _command(options)
     except failures.EXPECTED as error:
         explained = failures.explain(error, in_run=options.command not in calls.COMMANDS)
         print(f"solon: error: {explained}", file=sys.stderr)

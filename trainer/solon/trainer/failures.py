@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from solon.client.errors import ServerError, SolonError
 from solon.constitution import ConstitutionError
+from solon.tracing.export import TracingError
 from solon.trainer.errors import TrainerError
 from solon.trainer.launch.errors import LaunchError
 
-EXPECTED = (TrainerError, ConstitutionError, LaunchError, SolonError)
+EXPECTED = (TrainerError, ConstitutionError, LaunchError, SolonError, TracingError)
 """Everything else is a defect, and shows its traceback."""
 
 _ADVICE = {

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from solon import tracing
 from solon.trainer.config import model_source
 from solon.trainer.console import RunConsole, StageProgress
 from solon.trainer.errors import RunDirectoryError
@@ -82,6 +83,8 @@ class Pipeline:
             return
         prompts = self._prepare(todo)
         async with AsyncExitStack() as stack:
+            span = stack.enter_context(tracing.span("run"))
+            span.set_attribute("solon.constitution_digest", self.session.constitution.digest)
             fleet: Fleet | None = None
             for stage in todo:
                 if stage in _ROLES and fleet is None:
@@ -124,7 +127,7 @@ class Pipeline:
     ) -> None:
         started = time.monotonic()
         try:
-            with self._console.stage(stage) as progress:
+            with self._console.stage(stage) as progress, tracing.span(f"stage {stage}"):
                 if stage in _DATA_STAGES:
                     assert fleet is not None, stage
                     context = self._context(prompts, fleet, progress)

@@ -39,6 +39,8 @@ class Row:
     """Followed token by token only where a stop text or a stream needs it."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    company: int = 0
+    """Sequences in its steps, added up."""
     given: int = 0
     """Tokens that were streamed."""
 
@@ -64,6 +66,7 @@ class Row:
             ended_by_token=ended_by_token,
             cached_tokens=self.cached_tokens,
             started=self.started,
+            company=self.company,
             weight_version=self.weight_version,
         )
 
@@ -176,6 +179,7 @@ class DecodeBatch:
         tokens = draws.token_B.tolist()
         logprobs = draws.logprob_B.tolist()
         finite = draws.finite_B.tolist()
+        size = len(self.rows)
         for row, token, logprob, good in zip(self.rows, tokens, logprobs, finite, strict=True):
             if row.job.cancelled:
                 continue
@@ -190,6 +194,7 @@ class DecodeBatch:
                 continue
             row.ids.append(token)
             row.logprobs.append(logprob)
+            row.company += size
             yield from self._follow(row, token)
 
     def _follow(self, row: Row, token: int) -> Iterator[Event]:

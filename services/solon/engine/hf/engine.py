@@ -323,6 +323,8 @@ class TransformersEngine:
         if text is None:
             ids = made.ids[:-1] if made.ended_by_token else made.ids
             text = self._started.codec.decode(ids)
+        if made.ids:
+            job.span.set_attribute("solon.batch.mean_sequences", made.company / len(made.ids))
         return Generation(
             text=text,
             tokens=self._tokens(made.ids, made.logprobs),

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from solon import tracing
 from solon.engine.base import FinishReason, PauseMode, Sampling
+from solon.tracing import Span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +29,8 @@ class Made:
     cached_tokens: int
     started: float
     """``time.monotonic()`` when the request left the queue."""
+    company: int = 0
+    """Sequences in its steps, itself included, added up."""
     weight_version: str
 
 
@@ -57,6 +61,8 @@ class Job:
 
     fail: Callable[[Exception], None]
     submitted: float = field(default_factory=time.monotonic)
+    span: Span = field(default_factory=tracing.current)
+    """The request's, taken where the job is made: the worker's thread has no context of its own."""
     cancelled: bool = False
     """Set by the event loop when nobody waits any more."""
     taken: bool = False

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from solon import tracing
 from solon.engine.base import (
     EngineError,
     EngineFailed,
@@ -225,10 +226,11 @@ class Worker:
                 jobs.append(job)
         if jobs:
             self._running += len(jobs)
-            self._guard(
-                lambda: self._batch.join(jobs, self.weight_version),
-                lambda error: self._fail_join(jobs, error),
-            )
+            self._guard(lambda: self._join(jobs), lambda error: self._fail_join(jobs, error))
+
+    def _join(self, jobs: Sequence[GenerateJob]) -> None:
+        with tracing.batch("prefill", [job.span for job in jobs], sequences=len(jobs)):
+            self._batch.join(jobs, self.weight_version)
 
     def _score_some(self) -> None:
         jobs: list[ScoreJob] = []
@@ -249,8 +251,10 @@ class Worker:
         parts = [part for job in jobs for part in split(job, self._score_keys)]
         done: list[tuple[Part, PartLogprobs]] = []
         for group in self._grouped(parts):
-            self._count(sum(part.last - part.first for part in group))
-            done += zip(group, self._scorer.score(group), strict=True)
+            prompts = sum(part.last - part.first for part in group)
+            self._count(prompts)
+            with tracing.batch("score", [part.job.span for part in group], sequences=prompts):
+                done += zip(group, self._scorer.score(group), strict=True)
         for job in jobs:
             self._answer(job, [pair for pair in done if pair[0].job is job], started)
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from solon import tracing
 from solon.engine.base import EngineFailed, Load, Overloaded, Paused, PauseMode
 from solon.engine.pace import Pace
 
@@ -96,7 +97,9 @@ class Gate:
         place = Place(loop.time() - entered, loop.create_future())
         self._running.add(place)
         try:
-            yield place
+            # each call runs by itself: a batch of one
+            with tracing.batch("scripted", [tracing.current()], sequences=1):
+                yield place
         finally:
             self._running.discard(place)
             self._finished += 1

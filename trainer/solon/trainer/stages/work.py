@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
+from solon import tracing
 from solon.trainer.errors import StageFailed
 from solon.trainer.stages.settings import StoreConfig
 from solon.trainer.store import Parts, Record
@@ -45,7 +46,9 @@ async def make_records(
     async def work() -> None:
         # one iterator for all workers: each takes the next item when it is free
         for item in left:
-            record = await make(item)
+            with tracing.span("record") as span:
+                record = await make(item)
+                span.set_attribute("solon.record_id", record["id"])
             await writer.add(record)
             on_record(record)
 

@@ -1,0 +1,64 @@
+"""The spans that a test makes in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
+
+
+class Switch(Sampler):
+    """Everything or nothing: a process has one provider, and only some tests look at spans."""
+
+    on = False
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        return (ALWAYS_ON if self.on else ALWAYS_OFF).should_sample(*args, **kwargs)
+
+    def get_description(self) -> str:
+        return "Switch"
+
+
+class Spans:
+    """What has ended so far."""
+
+    def __init__(self, exporter: InMemorySpanExporter) -> None:
+        self._exporter = exporter
+
+    @property
+    def all(self) -> tuple[ReadableSpan, ...]:
+        return self._exporter.get_finished_spans()
+
+    def named(self, name: str, kind: trace.SpanKind | None = None) -> list[ReadableSpan]:
+        return [s for s in self.all if s.name == name and kind in (None, s.kind)]
+
+    def one(self, name: str, kind: trace.SpanKind | None = None) -> ReadableSpan:
+        (found,) = self.named(name, kind)
+        return found
+
+
+@cache
+def recording() -> tuple[Switch, InMemorySpanExporter]:
+    switch, exporter = Switch(), InMemorySpanExporter()
+    provider = TracerProvider(switch, Resource({}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return switch, exporter
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    """The spans of this test."""
+    switch, exporter = recording()
+    switch.on = True
+    yield Spans(exporter)
+    switch.on = False
+    exporter.clear()
