@@ -1,7 +1,8 @@
-"""The spans that a test makes in its own process."""
+"""What all tests share: one thread for torch, and the spans that a test makes in its process."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -13,6 +14,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
+
+# before torch is imported, here and in what tests start: on models as small as theirs more threads
+# gain nothing, and beside other work they wait for one another (ten times as long, measured)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class Switch(Sampler):
