@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from solon.engine.base import Engine
 from solon.serving.answers import Answers
+from solon.serving.bodies import Bodies
 from solon.serving.constitutions import Library
 from solon.serving.control import ControlServicer
 from solon.serving.guard import Guard
@@ -85,7 +86,11 @@ class Server:
         answers = Answers(window=options.idempotency_seconds, most_bytes=options.idempotency_bytes)
         self._metrics = Metrics(self._engine)
         self._server = grpc.aio.server(
-            interceptors=[Guard(self._health, self._engine, answers, tokens, self._metrics)],
+            # the guard stands nearest: it needs the bodies' own readers
+            interceptors=[
+                Bodies(),
+                Guard(self._health, self._engine, answers, tokens, self._metrics),
+            ],
             options=_channel_options(options),
         )
         self._health_server: grpc.aio.Server | None = None
@@ -135,7 +140,7 @@ class Server:
         """
         if self._options.health_port is None:
             return None
-        self._health_server = grpc.aio.server()
+        self._health_server = grpc.aio.server(interceptors=[Bodies()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         port = self._listen(self._health_server, "--health-port", self._options.health_port, None)
         await self._health_server.start()

@@ -182,7 +182,7 @@ class ScriptedEngine:
 
     async def update_weights(self, path: str, weight_version: str) -> None:
         """Take the new version's name, if ``path`` exists, once what runs has finished."""
-        if not await asyncio.to_thread(Path(path).exists):
+        if not await asyncio.to_thread(_exists, path):
             raise WeightsNotLoaded(f"path: expected a directory of weights, {path!r} is not there")
         await self._gate.drained()
         self._version = weight_version
@@ -218,6 +218,13 @@ def _draw(
     if len(tokens) > sampling.max_tokens:
         return tokens[: sampling.max_tokens], FinishReason.LENGTH
     return tokens, FinishReason.STOP
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # such as a name that is longer than any can be
+        return False
 
 
 def _timing(queued: float, started: float) -> Timing:
