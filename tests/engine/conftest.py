@@ -28,7 +28,7 @@ SENTENCES = [
 ]
 
 
-def make_model(path: Path, *, seed: int = 0, hidden: int = 32) -> Path:
+def make_model(path: Path, *, seed: int = 0, hidden: int = 32, context: int = 256) -> Path:
     """Save a two-layer random Llama and its tokenizer; answers end now and then."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
@@ -39,7 +39,7 @@ def make_model(path: Path, *, seed: int = 0, hidden: int = 32) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

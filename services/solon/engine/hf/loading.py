@@ -94,6 +94,9 @@ def read_weights(path: str, model: Any) -> dict[str, Tensor]:
         WeightsNotLoaded: They are not there or do not fit; the text says why.
     """
     try:
+        # a name would be looked up on the hub: whoever may call UpdateWeights must not fetch
+        if not Path(path).is_dir():
+            raise WeightsNotLoaded(f"path: expected a directory of weights, {path!r} is none")
         _check_structure(path, _config(path), model.config)
         found, report = _from_pretrained(path, model.dtype)
     except InvalidInput as error:
