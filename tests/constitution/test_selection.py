@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -49,3 +51,10 @@ def test_derived_seeds_are_fixed_distinct_and_64_bits_wide() -> None:
     assert len(seeds) == 100
     assert max(seeds) > 2**63
     assert derive_seed(1, "a", "b") != derive_seed(1, "ab")
+
+
+def test_weights_whose_sum_is_no_finite_number_keep_their_odds() -> None:
+    huge = [replace(p, weight=math.ldexp(p.weight, 1021)) for p in PRINCIPLES]
+    assert not math.isfinite(sum(p.weight for p in huge))
+    for seed in range(50):
+        assert "".join(p.id for p in draw(huge, 3, seed)) == ids(3, seed)

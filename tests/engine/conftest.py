@@ -35,6 +35,7 @@ def make_model(
     seed: int = 0,
     hidden: int = 32,
     layers: int = 2,
+    context: int = 256,
     tied: bool = False,
     shard: str = "1GB",
 ) -> Path:
@@ -48,7 +49,7 @@ def make_model(
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

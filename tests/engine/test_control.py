@@ -113,6 +113,16 @@ async def test_weights_that_do_not_fit_leave_the_old_ones_at_work(
         assert (await engine.generate(PROMPT, LONG)).tokens == expected.tokens
 
 
+@pytest.mark.parametrize("path", ["gpt2", "org/model", "\0", "."])
+async def test_weights_come_from_a_directory_and_never_from_the_hub(
+    path: str, model_path: Path
+) -> None:
+    async with running(model_path) as engine:
+        with pytest.raises(WeightsNotLoaded, match=r"expected (a directory of weights|what save)"):
+            await engine.update_weights(path, "next")
+        assert engine.weight_version == "initial"
+
+
 async def test_abort_ends_what_runs_and_waits_and_refuses_new_requests(model_path: Path) -> None:
     async with running(model_path, max_batch=1) as engine:
         whole = await engine.generate(PROMPT, LONG)

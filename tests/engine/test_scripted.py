@@ -228,3 +228,10 @@ async def test_closing_ends_requests_with_an_error() -> None:
     await engine.close()
     with pytest.raises(EngineFailed, match="closed"):
         await runs
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 300, "a" * 4096, "\0", "\n"])
+async def test_a_path_that_cannot_be_is_not_there(path: str) -> None:
+    engine = create("scripted", EngineOptions(model=""))
+    with pytest.raises(WeightsNotLoaded, match="is not there"):
+        await engine.update_weights(path, "next")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +18,8 @@ from solon.constitution.prompts import (
     score_prompt,
     verdict_prompt,
 )
-from solon.engine.base import FinishReason, Sampling
+from solon.engine import EngineOptions, create
+from solon.engine.base import ContextExceeded, FinishReason, Sampling
 from solon.judge.judge import Judge
 from solon.judge.questions import ChainOfThought, Manner, Question
 from solon.judge.verdicts import NoVerdict
@@ -336,3 +338,15 @@ async def test_a_response_without_a_verdict_comes_last_without_a_strength() -> N
         NoVerdict.NO_PRINCIPLE,
         None,
     ]
+
+
+async def test_a_request_whose_first_prompt_does_not_fit_makes_no_others() -> None:
+    # sixteen responses are 120 pairs, each shown in both orders with all of the conversation
+    responses = ["much too long " * 10_000 + str(index) for index in range(16)]
+    engine = create("scripted", EngineOptions(model=""))
+    tracemalloc.start()
+    with pytest.raises(ContextExceeded):
+        await Judge(engine).rank(question(KIND, CALM), responses, Manner())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 60 * len(responses[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from solon.judge import probability
 
@@ -59,3 +61,22 @@ def test_the_mean_of_nothing_is_none_rather_than_a_number() -> None:
 def test_the_largest_weights_do_not_overflow() -> None:
     huge = 1.7e308
     assert probability.weighted_mean([(0.2, huge), (0.8, huge)]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("huge", [1.7e308, -1.7e308, 1.7976931348623157e308])
+def test_the_largest_values_do_not_overflow(huge: float) -> None:
+    assert probability.weighted_mean([(huge, 1.0)] * 32) == huge
+    assert probability.weighted_mean([(huge, 0.5), (-huge, 0.5)]) == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.floats(1e-300, 1e300)),
+        min_size=1,
+    )
+)
+@settings(derandomize=True, database=None)
+def test_a_weighted_mean_is_never_outside_its_values(pairs: list[tuple[float, float]]) -> None:
+    mean = probability.weighted_mean(pairs)
+    assert mean is not None
+    assert min(pairs)[0] <= mean <= max(pairs)[0]

@@ -10,6 +10,8 @@ import pytest
 
 from solon.judge.ranking import Win, strengths
 
+PAIRS_OF_SIX = list(itertools.combinations(range(6), 2))
+
 
 def logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
@@ -72,3 +74,24 @@ def test_certain_wins_stay_finite_and_keep_their_order(seed: int) -> None:
     found = [s for s in strengths(16, wins) if s is not None]
     assert all(map(math.isfinite, found))
     assert sorted(range(16), key=lambda i: -found[i]) == sorted(range(16), key=order.__getitem__)
+
+
+def test_three_that_surely_beat_three_others_are_ranked_though_each_group_is_even() -> None:
+    wins = [Win(i, j, 1.0 if i < 3 <= j else 0.5) for i, j in PAIRS_OF_SIX]
+    found = strengths(6, wins)
+    # against three, of whom each is beaten with the probability of 1 - 1e-6
+    assert found[:3] == pytest.approx([logit(1 - 1e-6) / 2] * 3)
+    assert found[3:] == pytest.approx([-logit(1 - 1e-6) / 2] * 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_comparisons_that_are_sure_and_contradict_each_other_solve_the_equations(
+    seed: int,
+) -> None:
+    generator = random.Random(seed)
+    wins = [Win(i, j, generator.choice([1e-6, 0.5, 1 - 1e-6])) for i, j in PAIRS_OF_SIX]
+    found = [s for s in strengths(6, wins) if s is not None]
+    for i in range(6):
+        won = sum(p if i == a else 1 - p for a, b, p in wins if i in (a, b))
+        expected = sum(1 / (1 + math.exp(found[j] - found[i])) for j in range(6) if j != i)
+        assert expected == pytest.approx(won, abs=1e-7)

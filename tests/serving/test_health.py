@@ -134,3 +134,38 @@ async def test_calls_that_run_are_finished_before_the_engine_is_closed(
         assert (await call).completions[0].text == "Yes."
         await draining
     assert engine.closed
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+@pytest.mark.parametrize("health_alone", [False, True])
+async def test_a_body_that_is_no_message_is_the_callers_mistake(
+    method: str, health_alone: bool, engine: FunctionEngine
+) -> None:
+    if health_alone and "reflection" in method:
+        pytest.skip("the port for probes serves health alone")
+    resources = Resources(engine=engine, library=Library(), max_tokens_default=8)
+    server = Server(ROLE, resources, ServerOptions(health_port=0))
+    ports = [await server.bind(), await server.bind_health()]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[health_alone]}") as channel:
+        ask: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{method}")
+        call = ask(iter([b"\xff\xff"]))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await server.stop()
+
+
+async def test_a_service_name_of_any_length_is_not_found(server: Server) -> None:
+    port = await server.bind()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await check(channel, "x" * 1_000_000)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await server.stop()

@@ -273,10 +273,14 @@ BROKEN: list[tuple[Callable[[], Any], str, Any, str | None]] = [
     # which principles
     (score, "principles", selection(ids=Ids()), "principles.ids.ids"),
     (score, "principles", selection(ids=Ids(ids=["a", "a"])), "principles.ids.ids"),
+    (score, "principles", selection(ids=Ids(ids=["a", ""])), "principles.ids.ids[1]"),
+    (score, "principles", selection(ids=Ids(ids=["a" * 65])), "principles.ids.ids[0]"),
     (score, "principles", selection(ids=Ids(ids=map(str, range(257)))), "principles.ids.ids"),
     (score, "principles", selection(sample=Sample(count=0)), "principles.sample.count"),
     # constitutions
     (score, "constitution", common_pb2.ConstitutionSource(), None),
+    (score, "constitution", common_pb2.ConstitutionSource(name=""), "constitution.name"),
+    (score, "constitution", common_pb2.ConstitutionSource(name="n" * 65), "constitution.name"),
     (score, "constitution.digest", "ABC", None),
     (score, f"{INLINE}.name", "", None),
     (score, f"{INLINE}.name", "x" * 65, None),
@@ -418,3 +422,14 @@ def test_a_field_whose_comment_states_a_rule_has_one(name: str) -> None:
     is_answer = message.endswith(("Response", "Verdict", "Score", "Info", ".Token", ".Completion"))
     if stated and not is_answer:
         assert name in rules.BOOK.fields or message in rules.BOOK.messages
+
+
+def test_a_list_with_too_many_items_is_looked_into_no_further() -> None:
+    # a body of 64 MiB has room for millions, each with complaints of its own
+    message = compare()
+    message.conversation.MergeFromString(b"\x0a\x00" * 100_000)
+    message.constitution.inline.MergeFromString(b"\x12\x00" * 100_000)
+    assert broken(message) == {
+        "conversation.messages": "expected 1 to 512 items, got 100,001",
+        f"{INLINE}.principles": "expected 1 to 256 items, got 100,001",
+    }

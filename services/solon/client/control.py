@@ -46,7 +46,9 @@ class ControlClient(ServiceClient):
             Unsupported: This engine cannot.
         """
         request = control_pb2.UpdateWeightsRequest(
-            request_id=requests.new_request_id(), path=path, weight_version=weight_version
+            request_id=requests.new_request_id(),
+            path=requests.text("path", path),
+            weight_version=requests.text("weight_version", weight_version),
         )
         return await self._call(self._stub.UpdateWeights, request, replies.weights_updated, timeout)
 

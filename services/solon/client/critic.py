@@ -54,13 +54,13 @@ class CriticClient(ServiceClient):
             ValueError: Both a principle's id and a seed were given.
         """
         request = critic_pb2.CritiqueRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
-            response=response,
+            response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
             principles=requests.one_principle(principle_id, principle_seed),
             sampling=requests.sampling_message(sampling),
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         method = critic_pb2_grpc.CriticServiceStub(self._channel).Critique
         return await self._call(method, request, replies.critique, timeout)
@@ -98,14 +98,14 @@ class CriticClient(ServiceClient):
             ValueError: Both a principle's id and a seed were given.
         """
         request = critic_pb2.ReviseRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
-            response=response,
-            critique=critique,
+            response=requests.text("response", response),
+            critique=requests.text("critique", critique),
             constitution=requests.constitution_source(constitution),
             principles=requests.one_principle(principle_id, principle_seed),
             sampling=requests.sampling_message(sampling),
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         method = critic_pb2_grpc.CriticServiceStub(self._channel).Revise
         return await self._call(method, request, replies.revision, timeout)
@@ -149,15 +149,15 @@ class CriticClient(ServiceClient):
             ValueError: Both ids and a seed were given.
         """
         request = critic_pb2.RefineRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
-            response=response,
+            response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
             principles=_principles_of_chain(principle_ids, principle_seed),
             rounds=rounds,
             skip_critique=skip_critique,
             sampling=requests.sampling_message(_seeded(sampling)),
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         made: list[RefinedRound] = []
         retries = Retries(self._retry, self._line)

@@ -58,16 +58,16 @@ class JudgeClient(ServiceClient):
             ValueError: Both ``principle_ids`` and ``sample`` were given.
         """
         request = judge_pb2.CompareRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
-            response_a=response_a,
-            response_b=response_b,
+            response_a=requests.text("response_a", response_a),
+            response_b=requests.text("response_b", response_b),
             constitution=requests.constitution_source(constitution),
             principles=requests.many_principles(principle_ids, sample),
             order_mode=requests.order_mode(both_orders),
             min_option_mass=min_option_mass,
             chain_of_thought=requests.chain_of_thought_message(chain_of_thought),
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         method = judge_pb2_grpc.JudgeServiceStub(self._channel).Compare
         return await self._call(method, request, replies.comparison, timeout)
@@ -103,13 +103,13 @@ class JudgeClient(ServiceClient):
             ValueError: Both ``principle_ids`` and ``sample`` were given.
         """
         request = judge_pb2.ScoreRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
-            response=response,
+            response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
             principles=requests.many_principles(principle_ids, sample),
             min_option_mass=min_option_mass,
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         method = judge_pb2_grpc.JudgeServiceStub(self._channel).Score
         return await self._call(method, request, replies.score, timeout)
@@ -147,14 +147,14 @@ class JudgeClient(ServiceClient):
             ValueError: Both ``principle_ids`` and ``sample`` were given.
         """
         request = judge_pb2.RankRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
-            responses=responses,
+            responses=requests.texts("responses", responses),
             constitution=requests.constitution_source(constitution),
             principles=requests.many_principles(principle_ids, sample),
             order_mode=requests.order_mode(both_orders),
             min_option_mass=min_option_mass,
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         method = judge_pb2_grpc.JudgeServiceStub(self._channel).Rank
         return await self._call(method, request, replies.ranking, timeout)

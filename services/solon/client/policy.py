@@ -48,12 +48,12 @@ class PolicyClient(ServiceClient):
             SolonError: Any other failure.
         """
         request = policy_pb2.GenerateRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
             sampling=requests.sampling_message(sampling),
             n=n,
             return_tokens=return_tokens,
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         method = policy_pb2_grpc.PolicyServiceStub(self._channel).Generate
         result = await self._call(method, request, replies.generated, timeout)
@@ -91,11 +91,11 @@ class PolicyClient(ServiceClient):
             SolonError: As ``generate``.
         """
         request = policy_pb2.StreamGenerateRequest(
-            request_id=request_id or requests.new_request_id(),
+            request_id=requests.text("request_id", request_id or requests.new_request_id()),
             conversation=requests.conversation_message(conversation),
             sampling=requests.sampling_message(sampling),
             return_tokens=return_tokens,
-            weight_version=weight_version,
+            weight_version=requests.text("weight_version", weight_version),
         )
         retries = Retries(self._retry, self._line)
         started = False

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 from uuid import uuid4
 
+import grpc
+
 from solon.chat import Conversation
+from solon.client.errors import FieldViolation, InvalidArgument
 from solon.client.types import ChainOfThought, PauseMode, PrincipleSample, Sampling
 from solon.v1 import common_pb2, control_pb2, judge_pb2
+
+Text = TypeVar("Text", bound=str | None)
 
 ConstitutionRef = str | common_pb2.Constitution | common_pb2.ConstitutionSource
 """A constitution by the name that the server knows, inline, or as the contract's own source
@@ -41,12 +47,42 @@ def new_seed() -> int:
     return random.SystemRandom().getrandbits(64)
 
 
+def text(field: str, value: Text) -> Text:
+    """The value, if a message can hold it. None: the field stays unset.
+
+    Raises:
+        InvalidArgument: It has no UTF-8: it holds a half of a character (a lone surrogate), as
+            what was decoded with ``errors="surrogateescape"`` or cut out of JSON may.
+    """
+    try:
+        if value is not None:
+            value.encode()
+    except UnicodeEncodeError as error:
+        violation = FieldViolation(
+            field,
+            f"expected text that has a UTF-8 encoding, got a lone surrogate at {error.start}: "
+            "decode with errors='replace'",
+        )
+        raise InvalidArgument(
+            ": ".join(violation), code=grpc.StatusCode.INVALID_ARGUMENT, fields=(violation,)
+        ) from error
+    return value
+
+
+def texts(field: str, values: Sequence[str]) -> list[str]:
+    """As ``text``, item by item."""
+    return [text(f"{field}[{index}]", value) for index, value in enumerate(values)]
+
+
 def conversation_message(conversation: Conversation) -> common_pb2.Conversation:
     """The conversation, turn by turn."""
     return common_pb2.Conversation(
         messages=[
-            common_pb2.Message(role=_ROLES[turn.role], content=turn.content)
-            for turn in conversation.messages
+            common_pb2.Message(
+                role=_ROLES[turn.role],
+                content=text(f"conversation.messages[{index}].content", turn.content),
+            )
+            for index, turn in enumerate(conversation.messages)
         ]
     )
 
@@ -61,7 +97,7 @@ def sampling_message(sampling: Sampling | None) -> common_pb2.SamplingParams | N
         top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,
         seed=sampling.seed,
-        stop=sampling.stop,
+        stop=texts("sampling.stop", sampling.stop),
     )
 
 
@@ -71,12 +107,13 @@ def constitution_source(constitution: ConstitutionRef) -> common_pb2.Constitutio
         return constitution
     if isinstance(constitution, common_pb2.Constitution):
         return common_pb2.ConstitutionSource(inline=constitution)
-    return common_pb2.ConstitutionSource(name=constitution)
+    return common_pb2.ConstitutionSource(name=text("constitution.name", constitution))
 
 
 def principles_by_id(ids: Sequence[str]) -> common_pb2.PrincipleSelection:
     """Exactly these, in this order."""
-    return common_pb2.PrincipleSelection(ids=common_pb2.PrincipleSelection.Ids(ids=ids))
+    known = common_pb2.PrincipleSelection.Ids(ids=texts("principles.ids.ids", ids))
+    return common_pb2.PrincipleSelection(ids=known)
 
 
 def principles_by_draw(count: int, seed: int | None) -> common_pb2.PrincipleSelection:

@@ -4,12 +4,16 @@ Every prompt is prefix-first: exemplars (the same for a whole constitution), the
 and the responses, then the principle. Calls that differ only in the principle share all that
 comes before it, so that prefix caches work; a revision prompt extends its critique prompt.
 
+A text that holds a line such as "Assistant: ..." cannot pass for a turn, nor for a response or a
+request: such lines of conversations and responses are shown with ">" before them.
+
 No system message is made, since some chat templates refuse one; a conversation's own system
 message is shown inside the transcript. Knows nothing of tokens, models or gRPC.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from solon.chat import Conversation, Message
@@ -27,12 +31,16 @@ _REVIEW = "Review the last response of the assistant in this conversation."
 _REVISION_ONLY = "Write only the revised response."
 _COMPARE = "Compare two responses to the last message of this conversation."
 _ANSWER_ONLY = "Answer only (A) or (B)."
+# those that are quoted already get one more, so that no two texts are shown alike
+_HEADING = re.compile(
+    r"(?<=\n)(?=>*(?:System:|Human:|Assistant:|\(A\)|\(B\)|Critique request:|Revision request:))"
+)
 _REASON_FIRST = "Reason step by step about which is better. Do not answer yet."
 
 
 def transcript(conversation: Conversation) -> str:
     """The conversation as plain text, a paragraph a turn: ``Human: ...``, ``Assistant: ...``."""
-    return "\n\n".join(f"{_SPEAKERS[m.role]}: {m.content}" for m in conversation.messages)
+    return "\n\n".join(f"{_SPEAKERS[m.role]}: {_said(m.content)}" for m in conversation.messages)
 
 
 def critique_prompt(
@@ -129,6 +137,11 @@ def score_prompt(principle: Principle, conversation: Conversation, response: str
     return Conversation.from_user(asked)
 
 
+def _said(text: str) -> str:
+    """The text, with every line quoted that looks like one of the prompt's own."""
+    return _HEADING.sub(">", text)
+
+
 def _reviewed(conversation: Conversation, response: str) -> str:
     shown = transcript(conversation.then(Message("assistant", response)))
     return f"{_REVIEW}\n\n{shown}\n\n"
@@ -174,7 +187,7 @@ def _comparison_question(
         raise ValueError(f"principle {principle.id!r} has no comparison_instruction")
     return (
         f"{_COMPARE}\n\n{transcript(conversation)}\n\n"
-        f"{OPTION_A} {response_a}\n\n{OPTION_B} {response_b}\n\n"
+        f"{OPTION_A} {_said(response_a)}\n\n{OPTION_B} {_said(response_b)}\n\n"
         f"{principle.comparison_instruction}\n{ending}"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Sequence
 
@@ -52,9 +53,12 @@ def derive_seed(seed: int, *parts: int | str) -> int:
 
 
 def _position(principles: Sequence[Principle], fraction: float) -> int:
-    target = fraction * sum(p.weight for p in principles)
-    for index, principle in enumerate(principles):
-        target -= principle.weight
+    # the largest finite weights would sum to infinity; a power of two changes no draw
+    exponent = max(math.frexp(p.weight)[1] for p in principles)
+    weights = [math.ldexp(p.weight, -exponent) for p in principles]
+    target = fraction * sum(weights)
+    for index, weight in enumerate(weights):
+        target -= weight
         if target < 0:
             return index
     # rounding can leave a hair of the last weight

@@ -37,14 +37,20 @@ class InvalidInput(EngineError):
 class ContextExceeded(InvalidInput):
     """Prompt and ``max_tokens`` together exceed the model's context."""
 
-    def __init__(self, *, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
-        """Name the three sizes, in tokens."""
+    def __init__(
+        self, *, prompt_tokens: int, max_tokens: int, context_tokens: int, at_least: bool = False
+    ) -> None:
+        """Name the three sizes, in tokens.
+
+        ``at_least``: the prompt is too long to be worth counting; it has no fewer than these.
+        """
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.context_tokens = context_tokens
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but the "
-            f"model's context is {context_tokens}: shorten the conversation or lower max_tokens"
+            f"the prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens and "
+            f"max_tokens is {max_tokens}, but the model's context is {context_tokens}: shorten the "
+            "conversation or lower max_tokens"
         )
 
 

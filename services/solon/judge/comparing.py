@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from solon.chat import Conversation
 from solon.constitution import Principle, derive_seed
@@ -21,7 +22,7 @@ from solon.constitution.prompts import (
 )
 from solon.engine.base import FinishReason, Generation, Sampling
 from solon.judge import verdicts
-from solon.judge.questions import ChainOfThought, Manner, Question
+from solon.judge.questions import ChainOfThought, Manner, Prompts, Question
 from solon.judge.verdicts import UNREADABLE, OrderVerdict, PrincipleVerdict, Reading
 from solon.serving.session import Session
 
@@ -89,7 +90,7 @@ async def compare_pairs(
 async def _read_at_once(
     session: Session, question: Question, showings: Sequence[_Showing], manner: Manner
 ) -> list[OrderVerdict]:
-    prompts = [showing.prompt(question) for showing in showings]
+    prompts = Prompts([partial(showing.prompt, question) for showing in showings])
     scored = await session.score(prompts, [_OPTIONS] * len(prompts))
     return [
         verdicts.order_verdict([showing.read(logprobs, manner)], swapped=showing.swapped)
@@ -105,16 +106,19 @@ async def _read_after_chains(
     thought: ChainOfThought,
 ) -> list[OrderVerdict]:
     asked = [
-        (showing.reasoning(question), _chain_sampling(thought, showing, chain))
+        (prompt, _chain_sampling(thought, showing, chain))
         for showing in showings
+        for prompt in [showing.reasoning(question)]
         for chain in range(thought.chains)
     ]
     made = await session.generate_all(asked)
-    prompts = [
-        verdict_prompt(prompt, chain.text)
-        for (prompt, _), chain in zip(asked, made, strict=True)
-        if _is_whole(chain)
-    ]
+    prompts = Prompts(
+        [
+            partial(verdict_prompt, prompt, chain.text)
+            for (prompt, _), chain in zip(asked, made, strict=True)
+            if _is_whole(chain)
+        ]
+    )
     answers: Iterator[Sequence[float]] = iter(())
     if prompts:
         scored = await session.score(prompts, [_OPTIONS] * len(prompts))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 from solon.constitution import Principle
 from solon.constitution.prompts import score_prompt
 from solon.engine.base import Engine
 from solon.judge import verdicts
 from solon.judge.comparing import compare_pairs
-from solon.judge.questions import Manner, Question
+from solon.judge.questions import Manner, Prompts, Question
 from solon.judge.verdicts import (
     Comparison,
     NoVerdict,
@@ -80,7 +81,12 @@ class Judge:
         """
         session = Session(self._engine, weight_version=weight_version)
         scored = await session.score(
-            [score_prompt(p, question.conversation, response) for p in question.principles],
+            Prompts(
+                [
+                    partial(score_prompt, p, question.conversation, response)
+                    for p in question.principles
+                ]
+            ),
             [_answers(p) for p in question.principles],
         )
         by_principle = tuple(

@@ -45,11 +45,18 @@ def mean(values: Sequence[float]) -> float:
 
 
 def weighted_mean(pairs: Iterable[tuple[float, float]]) -> float | None:
-    """The mean of values in (value, weight) pairs, weights above 0; None of nothing."""
+    """The mean of finite values in (value, weight) pairs, weights above 0; None of nothing.
+
+    Never below the least value or above the greatest, however they round.
+    """
     known = list(pairs)
     if not known:
         return None
-    # scaled first: the largest finite weights would otherwise sum to infinity
+    # scaled first: the largest finite weights and values would otherwise sum to infinity
     top = max(weight for _, weight in known)
-    total = math.fsum(weight / top for _, weight in known)
-    return math.fsum(value * (weight / top) for value, weight in known) / total
+    exponent = max(math.frexp(value)[1] for value, _ in known)
+    scaled = [(math.ldexp(value, -exponent), weight / top) for value, weight in known]
+    mean = math.fsum(value * weight for value, weight in scaled)
+    mean /= math.fsum(weight for _, weight in scaled)
+    values = [value for value, _ in scaled]
+    return math.ldexp(min(max(mean, min(values)), max(values)), exponent)

@@ -61,7 +61,7 @@ class Health(health_pb2_grpc.HealthServicer):
         if request.service not in self._services:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
-                f"no service {request.service!r} here: it has {sorted(self._services)}",
+                f"no service {request.service[:128]!r} here: it has {sorted(self._services)}",
             )
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 

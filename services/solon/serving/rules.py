@@ -188,8 +188,8 @@ _PARTS: dict[str, dict[str, tuple[Rule, ...]]] = {
         "critique_exemplars": (Count(0, 32),),
         "comparison_exemplars": (Count(0, 32),),
     },
-    "ConstitutionSource": {"digest": (_DIGEST,)},
-    "PrincipleSelection.Ids": {"ids": (Count(1, 256), Distinct())},
+    "ConstitutionSource": {"name": (Length(1, 64),), "digest": (_DIGEST,)},
+    "PrincipleSelection.Ids": {"ids": (Count(1, 256), Distinct(), Each(Length(1, 64)))},
     "PrincipleSelection.Sample": {"count": (Within(1, 256),)},
 }
 

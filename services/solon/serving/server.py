@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from solon.engine.base import Engine
 from solon.serving.answers import Answers
+from solon.serving.bodies import Bodies
 from solon.serving.constitutions import Library
 from solon.serving.control import ControlServicer
 from solon.serving.guard import Guard
@@ -93,7 +94,8 @@ class Server:
             max_in_flight=options.max_in_flight,
         )
         self._server = grpc.aio.server(
-            interceptors=[guard],
+            # the guard stands nearest: it needs the bodies' own readers
+            interceptors=[Bodies(), guard],
             options=_channel_options(options),
         )
         self._health_server: grpc.aio.Server | None = None
@@ -144,7 +146,7 @@ class Server:
         """
         if self._options.health_port is None:
             return None
-        self._health_server = grpc.aio.server()
+        self._health_server = grpc.aio.server(interceptors=[Bodies()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         port = self._listen(self._health_server, "--health-port", self._options.health_port, None)
         await self._health_server.start()

@@ -165,12 +165,29 @@ class RuleBook:
 
     def _walk(self, message: Message, path: str) -> Iterator[Violation]:
         descriptor = cast("Descriptor", message.DESCRIPTOR)
+        crowded = False
         for field in descriptor.fields:
             here = f"{path}.{field.name}" if path else field.name
-            yield from self._field(message, field, here)
+            if (text := self._crowd(message, field)) is not None:
+                crowded = True
+                yield Violation(here, text)
+            else:
+                yield from self._field(message, field, here)
+        if crowded:
+            return
         for rule in self.messages.get(descriptor.full_name, ()):
             for below, text in rule(message):
                 yield Violation(".".join(filter(None, (path, below))), text)
+
+    def _crowd(self, message: Message, field: FieldDescriptor) -> str | None:
+        """What is wrong with the number of items, if anything is.
+
+        Such a list is looked into no further: a request has room for millions of items.
+        """
+        rules = self.fields.get(field.full_name, ())
+        counts = (rule for rule in rules if isinstance(rule, Count))
+        complaints = (rule.complaint(getattr(message, field.name)) for rule in counts)
+        return next(filter(None, complaints), None)
 
     def _field(self, message: Message, field: FieldDescriptor, path: str) -> Iterator[Violation]:
         rules = self.fields.get(field.full_name, ())

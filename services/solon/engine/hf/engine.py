@@ -1,6 +1,6 @@
 """The ``transformers`` engine: an event loop's face for the worker thread that owns the model.
 
-Checks and tokenizes on the event loop, so that the model is never asked for what cannot work, and
+Checks and tokenizes before the queue, so that the model is never asked for what cannot work, and
 makes text of what comes back. Knows nothing of tensors.
 
 What a seed guarantees: the same request, seed, weights, machine and number of threads give the same
@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -60,6 +62,10 @@ from solon.engine.pace import Pace
 
 T = TypeVar("T")
 
+_LONG = 8192
+"""Characters of a request above which the event loop does not tokenize it itself: a million take
+seconds, in which no other call would be answered."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformersOptions:
@@ -98,6 +104,7 @@ class TransformersEngine:
         """End the worker thread and everything that it runs."""
         self._closed = True
         if self._serving is not None:
+            self._serving.tokenizing.shutdown(wait=False)
             await asyncio.to_thread(self._serving.worker.close)
 
     @property
@@ -126,7 +133,7 @@ class TransformersEngine:
 
     async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
         """Answer the conversation."""
-        prompt = self._prompt(conversation, sampling)
+        prompt = await self._prompt(conversation, sampling)
         future: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
         job = GenerateJob(
             prompt=prompt, sampling=sampling, done=_setter(future), fail=_failer(future)
@@ -138,7 +145,7 @@ class TransformersEngine:
         self, conversation: Conversation, sampling: Sampling
     ) -> AsyncGenerator[GenerationPiece, None]:
         """Answer the conversation, a piece at a time."""
-        prompt = self._prompt(conversation, sampling)
+        prompt = await self._prompt(conversation, sampling)
         queue: asyncio.Queue[Made | MadePiece | Exception] = asyncio.Queue()
         job = GenerateJob(
             prompt=prompt,
@@ -160,16 +167,17 @@ class TransformersEngine:
     ) -> Scored:
         """Log-probabilities of whole continuations."""
         check_score(prompts, continuations)
-        codec = self._ready.codec
+        encoded = await self._tokenized(
+            lambda: [self._question(*one) for one in zip(prompts, continuations, strict=True)],
+            prompts,
+        )
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
-        job = ScoreJob(prompts=[], continuations=[], done=_setter(future), fail=_failer(future))
-        for conversation, texts in zip(prompts, continuations, strict=True):
-            text = codec.prompt(conversation)
-            ids = codec.encode(text)
-            options = [codec.continuation(text, option) for option in texts]
-            self._check_length(len(ids), max(map(len, options)))
-            job.prompts.append(ids)
-            job.continuations.append(options)
+        job = ScoreJob(
+            prompts=[ids for ids, _ in encoded],
+            continuations=[options for _, options in encoded],
+            done=_setter(future),
+            fail=_failer(future),
+        )
         scores = await self._run(job, future)
         return Scored(
             logprobs=scores.logprobs,
@@ -224,19 +232,48 @@ class TransformersEngine:
             raise EngineFailed("the engine is not started")
         return self._serving
 
-    def _prompt(self, conversation: Conversation, sampling: Sampling) -> list[int]:
+    async def _prompt(self, conversation: Conversation, sampling: Sampling) -> list[int]:
         """Token ids of a request that passes every check."""
         check_sampling(sampling)
-        codec = self._ready.codec
-        ids = codec.encode(codec.prompt(conversation))
-        self._check_length(len(ids), sampling.max_tokens)
+        ids, _ = await self._tokenized(
+            lambda: self._encoded(conversation, sampling.max_tokens), [conversation]
+        )
         return ids
 
-    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
+    def _question(
+        self, conversation: Conversation, texts: Sequence[str]
+    ) -> tuple[list[int], list[tuple[int, ...]]]:
+        """Token ids of a prompt and of the continuations that are to be scored."""
+        ids, prompt = self._encoded(conversation, 1)
+        options = [self._ready.codec.continuation(prompt, text) for text in texts]
+        self._check_length(len(ids), max(map(len, options)))
+        return ids, options
+
+    def _encoded(self, conversation: Conversation, max_tokens: int) -> tuple[list[int], str]:
+        """Token ids of a prompt that fits, and its text."""
+        codec = self._ready.codec
+        fewest = _characters(conversation) // codec.most_characters_a_token
+        self._check_length(fewest, max_tokens, at_least=True)
+        prompt = codec.prompt(conversation)
+        ids = codec.encode(prompt)
+        self._check_length(len(ids), max_tokens)
+        return ids, prompt
+
+    async def _tokenized(self, work: Callable[[], T], prompts: Iterable[Conversation]) -> T:
+        """The work's result; away from the event loop if the prompts together are long."""
+        together = accumulate(map(_characters, prompts))
+        if not any(characters > _LONG for characters in together):
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._ready.tokenizing, work)
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int, *, at_least: bool = False) -> None:
         context_tokens = self._ready.loaded.context_tokens
         if prompt_tokens + max_tokens > context_tokens:
             raise ContextExceeded(
-                prompt_tokens=prompt_tokens, max_tokens=max_tokens, context_tokens=context_tokens
+                prompt_tokens=prompt_tokens,
+                max_tokens=max_tokens,
+                context_tokens=context_tokens,
+                at_least=at_least,
             )
 
     def _submit(self, job: GenerateJob | ScoreJob) -> None:
@@ -354,6 +391,8 @@ class _Serving:
     loaded: LoadedModel
     codec: Codec
     worker: Worker
+    tokenizing: ThreadPoolExecutor
+    """One thread: many long prompts together take no more memory than the longest."""
     info: EngineInfo
     base: Base
 
@@ -386,8 +425,18 @@ def _load(
             "threads": str(torch.get_num_threads()),
         },
     )
-    base = Base.of(options.model, loaded.model.state_dict())
-    return _Serving(loaded=loaded, codec=codec, worker=worker, info=info, base=base)
+    return _Serving(
+        loaded=loaded,
+        codec=codec,
+        worker=worker,
+        tokenizing=ThreadPoolExecutor(1, "solon-tokenize"),
+        info=info,
+        base=Base.of(options.model, loaded.model.state_dict()),
+    )
+
+
+def _characters(conversation: Conversation) -> int:
+    return sum(len(turn.content) for turn in conversation.messages)
 
 
 def _timing(job: Job, started: float) -> Timing:

@@ -1,22 +1,28 @@
 """Conversations to token ids and back.
 
+What people say stays text: where it spells one of the model's control tokens ("<|im_start|>"), it
+is tokenized as the characters that it consists of. Only the chat template makes control tokens.
 Knows nothing of batches and tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 from jinja2.exceptions import TemplateError
 
-from solon.chat import Conversation
+from solon.chat import Conversation, MessageDict
 from solon.engine.base import InvalidInput
 
 _REPLACEMENT = "\ufffd"
 _BOUNDARY_CHARACTERS = 32
 _MOST_TOKENS_A_CHARACTER = 4
+_ANCHOR = "\n"
+"""What a piece of a text is tokenized after, so that it is not taken for the start of one."""
 
 
 class Codec:
@@ -26,16 +32,30 @@ class Codec:
         """``tokenizer``: a transformers tokenizer that has a chat template."""
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
+        # stands in texts where a control token is cut in two; nobody can guess and write it
+        self._cut = uuid4().hex
+        self._control = self._control_tokens()
+        self.most_characters_a_token = max(map(len, tokenizer.get_vocab()))
+        """No token is longer, but of tokenizers that make one of a run of unknown characters."""
         self._continuation = lru_cache(maxsize=4096)(self._encode_continuation)
         self._piece = lru_cache(maxsize=65536)(self._decode_one)
 
     def prompt(self, conversation: Conversation) -> str:
         """The conversation as the model reads it, up to where its answer starts or goes on.
 
+        For ``encode``, which knows by its cuts what is text and what is the template's.
+
         Raises:
             InvalidInput: The chat template refuses the conversation.
         """
-        messages = list(conversation.as_dicts())
+        return self._rendered(
+            [
+                {"role": turn.role, "content": self._as_text(turn.content)}
+                for turn in conversation.messages
+            ]
+        )
+
+    def _rendered(self, messages: list[MessageDict]) -> str:
         if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
             messages.pop()
         continued = messages[-1]["role"] == "assistant"
@@ -54,7 +74,10 @@ class Codec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, which names its special tokens itself."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        first, *others = text.split(self._cut)
+        ids: list[int] = self._tokenizer.encode(first, add_special_tokens=False)
+        if others:
+            ids += self._encode_pieces(others)
         return ids
 
     def continuation(self, prompt: str, text: str) -> tuple[int, ...]:
@@ -68,7 +91,8 @@ class Codec:
         Raises:
             InvalidInput: The text has no tokens.
         """
-        ids = self._continuation(prompt[-_BOUNDARY_CHARACTERS:], text)
+        before = prompt.rpartition(self._cut)[-1][-_BOUNDARY_CHARACTERS:]
+        ids = self._continuation(before, self._as_text(text))
         if not ids:
             raise InvalidInput(f"continuation {text!r}: expected at least one token, got none")
         return ids
@@ -83,6 +107,34 @@ class Codec:
             [i for i in ids if i not in self._special], clean_up_tokenization_spaces=False
         )
         return text
+
+    def _control_tokens(self) -> re.Pattern[str] | None:
+        """Finds the first character of each: of special tokens, and of what the template makes.
+
+        Some models' role tokens are not marked as special; other tokens that were added, such as
+        runs of spaces, are ordinary text.
+        """
+        made = set(self.encode(self._rendered([{"role": "user", "content": "Hello"}])))
+        texts = {
+            token.content
+            for id_, token in self._tokenizer.added_tokens_decoder.items()
+            if (token.special or id_ in made) and len(token.content.strip()) > 1
+        }
+        if not texts:
+            return None
+        return re.compile(f"(?=(?:{'|'.join(map(re.escape, sorted(texts)))}))(.)", re.DOTALL)
+
+    def _as_text(self, text: str) -> str:
+        """The text, cut after the first character of every control token that it spells."""
+        return self._control.sub(rf"\g<1>{self._cut}", text) if self._control else text
+
+    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[int]:
+        """Token ids of what follows cuts; together, for a text may consist of nothing else."""
+        anchor = self.encode(_ANCHOR)
+        anchored = self._tokenizer([_ANCHOR + one for one in pieces], add_special_tokens=False)
+        for piece, joint in zip(pieces, anchored["input_ids"], strict=True):
+            merged = joint[: len(anchor)] != anchor
+            yield from self.encode(piece) if merged else joint[len(anchor) :]
 
     def _encode_continuation(self, before: str, text: str) -> tuple[int, ...]:
         alone = self.encode(before)

@@ -224,7 +224,10 @@ def _draw(
 def _may_exist(path: str) -> bool:
     """Whether a path exists; URLs are taken at their word."""
     source = Source.parse(path)
-    return bool(source.scheme) or Path(source.path).exists()
+    try:
+        return bool(source.scheme) or Path(source.path).exists()
+    except OSError:  # such as a name that is longer than any can be
+        return False
 
 
 def _timing(queued: float, started: float) -> Timing:
