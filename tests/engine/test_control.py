@@ -18,6 +18,7 @@ from solon.engine.base import (
     EngineFailed,
     FinishReason,
     Generation,
+    InvalidInput,
     Paused,
     PauseMode,
     Sampling,
@@ -113,12 +114,14 @@ async def test_weights_that_do_not_fit_leave_the_old_ones_at_work(
         assert (await engine.generate(PROMPT, LONG)).tokens == expected.tokens
 
 
-@pytest.mark.parametrize("path", ["gpt2", "org/model", "\0", "."])
-async def test_weights_come_from_a_directory_and_never_from_the_hub(
-    path: str, model_path: Path
+@pytest.mark.parametrize("path", ["gpt2", "org/model", "\0", ".", "/" + "a" * 300, "loop"])
+async def test_weights_come_from_a_directory_and_never_from_the_hub_unless_it_is_named(
+    path: str, model_path: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = str(tmp_path / path) if path == "loop" else path
     async with running(model_path) as engine:
-        with pytest.raises(WeightsNotLoaded, match=r"expected (a directory of weights|what save)"):
+        with pytest.raises((WeightsNotLoaded, InvalidInput), match=r"expected (a |what save)"):
             await engine.update_weights(path, "next")
         assert engine.weight_version == "initial"
 

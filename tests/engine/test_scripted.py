@@ -230,7 +230,7 @@ async def test_closing_ends_requests_with_an_error() -> None:
         await runs
 
 
-@pytest.mark.parametrize("path", ["/" + "a" * 300, "a" * 4096, "\0", "\n"])
+@pytest.mark.parametrize("path", ["/" + "a" * 300, "a" * 4096, "\n"])
 async def test_a_path_that_cannot_be_is_not_there(path: str) -> None:
     engine = create("scripted", EngineOptions(model=""))
     with pytest.raises(WeightsNotLoaded, match="is not there"):

@@ -5,9 +5,9 @@ Knows nothing of how either is read.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import unquote
 
 from solon.engine.base import InvalidInput
@@ -28,7 +28,7 @@ class Source:
     authority: str = field(default="", repr=False)
     """What stands between ``//`` and the path, a user and a password included."""
     path: str
-    """A directory's is absolute and goes through no symlink."""
+    """A directory's is absolute and goes through no symlink but one that leads back to itself."""
     query: str = field(default="", repr=False)
 
     @classmethod
@@ -40,7 +40,7 @@ class Source:
         """
         found = _URL.fullmatch(text)
         if found is None and "://" not in text and "\0" not in text:
-            return cls(path=str(Path(text).resolve()))
+            return cls(path=os.path.realpath(text))
         if found is None or not text.isprintable() or re.search(r"[ \\#]|::", text):
             raise InvalidInput(
                 "path: expected a URL without blanks, control characters, \\, # or ::"
@@ -54,7 +54,7 @@ class Source:
         if scheme == "file":
             if authority not in ("", "localhost"):
                 raise InvalidInput("path: expected file:///PATH, got a file URL of another host")
-            return cls(path=str(Path(unquote(path)).resolve()))
+            return cls(path=os.path.realpath(unquote(path)))
         return cls(scheme=scheme, authority=authority, path=path, query=query)
 
     @property

@@ -6,6 +6,7 @@ touches nothing that runs.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,7 +89,8 @@ def read_weights(path: str, *, base: Base, running: Any, abandoned: threading.Ev
     """
     source = Source.parse(path)
     with _opened(source, abandoned) as folder:
-        if not folder.is_dir():
+        # unlike Path.is_dir it raises nothing, whatever the name
+        if not os.path.isdir(folder):
             raise WeightsNotLoaded(f"path: expected a directory or a URL, {path!r} is neither")
         is_adapter = (folder / ADAPTER_CONFIG).is_file()
         if is_adapter:
