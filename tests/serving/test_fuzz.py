@@ -61,7 +61,7 @@ def bodies_of(method: Method) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_no_body_leads_to_a_defect_or_leaves_anything_behind(method: Method, bench: Bench) -> None:
-    @repeatable(40)
+    @repeatable(25)
     @given(bodies_of(method))
     def holds(body: bytes) -> None:
         bench.try_out(method, body)
@@ -73,7 +73,7 @@ def test_no_body_leads_to_a_defect_or_leaves_anything_behind(method: Method, ben
 
 @pytest.mark.parametrize("method", INFERRING, ids=lambda m: m.name)
 def test_no_body_leads_to_a_defect_of_a_real_model(method: Method, real: Bench) -> None:
-    @repeatable(15)
+    @repeatable(10)
     @given(bodies_of(method))
     def holds(body: bytes) -> None:
         real.try_out(method, body)
@@ -86,7 +86,7 @@ def test_no_body_leads_to_a_defect_of_a_real_model(method: Method, real: Bench) 
 def test_odd_headers_and_deadlines_lead_to_no_defect(method: Method, bench: Bench) -> None:
     body = method.requests[0].SerializeToString()
 
-    @repeatable(40)
+    @repeatable(25)
     @given(metadata(), st.sampled_from([None, 0.0, 1e-9, 1e-3, 1e9, 1e300]))
     def holds(odd: list[tuple[str, str | bytes]], timeout: float | None) -> None:
         reply = bench.send(method, body, metadata=odd, timeout=timeout)
@@ -104,7 +104,7 @@ def test_no_body_leads_to_a_defect_while_paused(
 ) -> None:
     pause = control_pb2.PauseGenerationRequest(mode=mode).SerializeToString()
 
-    @repeatable(5)
+    @repeatable(3)
     @given(bodies_of(method))
     def holds(body: bytes) -> None:
         assert bench.send(Method(method.role, PAUSE.descriptor), pause).code == "OK"
@@ -132,7 +132,7 @@ def test_an_odd_authorization_opens_nothing(tmp_path: Path) -> None:
     engine = EngineOptions(model="")
     with serving(lambda: create("scripted", engine), token_file=tokens) as bench:
 
-        @repeatable(40)
+        @repeatable(25)
         @given(metadata())
         def holds(odd: list[tuple[str, str | bytes]]) -> None:
             reply = bench.send(method, body, metadata=odd)
