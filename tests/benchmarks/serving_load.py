@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ def main() -> None:
     results = [asyncio.run(SCENARIOS[name](given.scale)) for name in names]
     show(results)
     if given.json:
-        rows = [asdict(seen) | {"latencies": None} for seen in results]
+        rows = [vars(seen) | {"latencies": None} for seen in results]
         given.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
