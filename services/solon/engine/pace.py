@@ -38,8 +38,7 @@ class Pace:
 
     def retry_after(self, queued: int, finished: int) -> float:
         """Seconds in which half of the queue has gone, between 0.1 and 30; 1 if unknown."""
-        wait = self.wait(queued, finished)
-        return min(_LONGEST_RETRY, max(_SHORTEST_RETRY, wait / 2)) if wait else 1.0
+        return retry_after(self.wait(queued, finished))
 
     def _look(self, queued: int, finished: int) -> None:
         now = self._clock()
@@ -51,3 +50,8 @@ class Pace:
                 self._rate = (finished - self._finished) / elapsed
         self._since = now if queued else None
         self._finished = finished
+
+
+def retry_after(wait: float) -> float:
+    """Seconds until it makes sense to come again, where all that waits has left after ``wait``."""
+    return min(_LONGEST_RETRY, max(_SHORTEST_RETRY, wait / 2)) if wait else 1.0

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message
 
 from solon import tracing
 from solon.engine.base import Engine, EngineError, Overloaded
+from solon.engine.pace import retry_after
 from solon.serving import rules
 from solon.serving.answers import Answers, Key
 from solon.serving.errors import DeadlinePassed, InvalidFields, NotServing
@@ -158,6 +159,8 @@ class Guard(grpc.aio.ServerInterceptor):
         """
         self._max_in_flight = max_in_flight
         self._in_flight = 0
+        # by method: gRPC asks for the handler of every single call
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._metrics = metrics
         self._engine = engine
         self._health = health
@@ -176,6 +179,13 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if found is None or not method.startswith(_PREFIX):
             return found
+        if method not in self._guarded:
+            self._guarded[method] = self._guard(method, found)
+        return self._guarded[method]
+
+    def _guard(
+        self, method: str, found: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         # grpc's stubs know the handlers of its synchronous server only
         handler = cast("_Handler", found)
         make, behaviour = (
@@ -233,7 +243,7 @@ class Guard(grpc.aio.ServerInterceptor):
             responses = work()
         elif call.unnamed:
             # cannot be asked for again
-            self._refuse_if_it_waits_too_long(context)
+            self._refuse_if_hopeless(context)
             responses = work()
         else:
             key = Key(call.caller, call.method, call.request_id)
@@ -241,7 +251,7 @@ class Guard(grpc.aio.ServerInterceptor):
             digest = hashlib.sha256(body).digest()
             answer = self._answers.find(key, digest)
             if answer is None:
-                self._refuse_if_it_waits_too_long(context)
+                self._refuse_if_hopeless(context)
                 answer = self._answers.start(key, digest, work)
             else:
                 call.replayed = True
@@ -294,8 +304,15 @@ class Guard(grpc.aio.ServerInterceptor):
         rules.check(cast("Message", request))
         return request
 
-    def _refuse_if_it_waits_too_long(self, context: Context) -> None:
-        refuse_if_late(context.time_remaining(), self._engine.load().wait)
+    def _refuse_if_hopeless(self, context: Context) -> None:
+        load = self._engine.load()
+        if load.queued >= load.queue_capacity:
+            # the engine would say the same, after all the work of asking it
+            raise Overloaded(
+                f"{load.queued} sequences wait, which is as many as may: try again later",
+                retry_after=retry_after(load.wait),
+            )
+        refuse_if_late(context.time_remaining(), load.wait)
 
     def _caller(self, method: str, context: Context) -> str:
         """The name of whoever calls; empty where no token is needed."""
