@@ -6,7 +6,7 @@ Knows nothing of any service's methods.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import ClassVar, Self, TypeVar
@@ -26,7 +26,7 @@ from solon.client.errors import (
     from_rpc_error,
 )
 from solon.client.line import Line
-from solon.client.retry import RetryPolicy, with_retries
+from solon.client.retry import Retries, RetryPolicy, with_retries
 from solon.client.security import Tls, bearer
 from solon.client.spans import Named, attempt_failed, calling
 from solon.tracing import Span
@@ -187,6 +187,40 @@ class ServiceClient:
                     return read(await method(request, timeout=deadline, metadata=metadata))
 
             return await with_retries(attempt, self._retry, self._line)
+
+    async def _stream_with_retries(
+        self,
+        request: Request,
+        attempt: Callable[[Span], AsyncGenerator[Result, None]],
+        *,
+        resumes: bool,
+    ) -> AsyncGenerator[Result, None]:
+        """What as many attempts at a stream yield as it takes.
+
+        Args:
+            request: What is asked.
+            attempt: One attempt, in the call's span.
+            resumes: Whether an attempt goes on after what those before it yielded. If not, none
+                follows one that yielded anything: that cannot be taken back.
+        """
+        retries = Retries(self._retry, self._line)
+        begun = False
+        with calling(request, self.address) as span:
+            while True:
+                await retries.turn()
+                try:
+                    with retries.attempt():
+                        async with aclosing(attempt(span)) as items:
+                            async for item in items:
+                                # progress: an earlier failure and a later one are not one outage
+                                retries.forget()
+                                begun = True
+                                yield item
+                    return
+                except SolonError as error:
+                    if begun and not resumes:
+                        raise
+                    await retries.wait_after(error)
 
     async def _stream(
         self,

@@ -9,10 +9,8 @@ from dataclasses import replace
 from solon.chat import Conversation
 from solon.client import replies, requests
 from solon.client.base import ServiceClient
-from solon.client.errors import BadReply, SolonError, WeightVersionMismatch
+from solon.client.errors import BadReply, WeightVersionMismatch
 from solon.client.requests import ConstitutionRef
-from solon.client.retry import Retries
-from solon.client.spans import calling
 from solon.client.types import CritiqueResult, RefinedRound, RevisionResult, Sampling
 from solon.tracing import Span
 from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc
@@ -54,7 +52,7 @@ class CriticClient(ServiceClient):
             ValueError: Both a principle's id and a seed were given.
         """
         request = critic_pb2.CritiqueRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
@@ -98,7 +96,7 @@ class CriticClient(ServiceClient):
             ValueError: Both a principle's id and a seed were given.
         """
         request = critic_pb2.ReviseRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             response=requests.text("response", response),
             critique=requests.text("critique", critique),
@@ -149,7 +147,7 @@ class CriticClient(ServiceClient):
             ValueError: Both ids and a seed were given.
         """
         request = critic_pb2.RefineRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
@@ -160,36 +158,28 @@ class CriticClient(ServiceClient):
             weight_version=requests.text("weight_version", weight_version),
         )
         made: list[RefinedRound] = []
-        retries = Retries(self._retry, self._line)
-        with calling(request, self.address) as span:
-            while True:
-                await retries.turn()
-                try:
-                    with retries.attempt():
-                        async with aclosing(self._rounds(request, made, timeout, span)) as chain:
-                            async for refined in chain:
-                                made.append(refined)
-                                # progress: an earlier failure and a later one are not one outage
-                                retries.forget()
-                                yield refined
-                    return
-                except SolonError as error:
-                    await retries.wait_after(error)
+        attempts = self._stream_with_retries(
+            request, lambda span: self._rounds(request, made, timeout, span), resumes=True
+        )
+        async with aclosing(attempts) as rounds_made:
+            async for refined in rounds_made:
+                yield refined
 
     async def _rounds(
         self,
         request: critic_pb2.RefineRequest,
-        made: Sequence[RefinedRound],
+        made: list[RefinedRound],
         timeout: float | None,
         span: Span,
     ) -> AsyncGenerator[RefinedRound, None]:
-        """One attempt at a chain, without the rounds that an earlier attempt made."""
+        """One attempt at a chain: the rounds that no earlier attempt made, added to ``made``."""
         method = critic_pb2_grpc.CriticServiceStub(self._channel).Refine
         known = tuple(made)
         stream = self._stream(method, request, replies.refined_round, timeout, span)
         async with aclosing(stream) as chain:
             async for refined in chain:
                 if refined.round > len(known):
+                    made.append(refined)
                     yield refined
                 else:
                     _require_same(refined, known[refined.round - 1])

@@ -58,7 +58,7 @@ class JudgeClient(ServiceClient):
             ValueError: Both ``principle_ids`` and ``sample`` were given.
         """
         request = judge_pb2.CompareRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             response_a=requests.text("response_a", response_a),
             response_b=requests.text("response_b", response_b),
@@ -103,7 +103,7 @@ class JudgeClient(ServiceClient):
             ValueError: Both ``principle_ids`` and ``sample`` were given.
         """
         request = judge_pb2.ScoreRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
@@ -147,7 +147,7 @@ class JudgeClient(ServiceClient):
             ValueError: Both ``principle_ids`` and ``sample`` were given.
         """
         request = judge_pb2.RankRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             responses=requests.texts("responses", responses),
             constitution=requests.constitution_source(constitution),

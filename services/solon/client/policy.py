@@ -8,9 +8,7 @@ from contextlib import aclosing
 from solon.chat import Conversation
 from solon.client import replies, requests
 from solon.client.base import ServiceClient
-from solon.client.errors import BadReply, SolonError
-from solon.client.retry import Retries
-from solon.client.spans import calling
+from solon.client.errors import BadReply
 from solon.client.types import Generated, Piece, Sampling
 from solon.tracing import Span
 from solon.v1 import policy_pb2, policy_pb2_grpc
@@ -48,7 +46,7 @@ class PolicyClient(ServiceClient):
             SolonError: Any other failure.
         """
         request = policy_pb2.GenerateRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             sampling=requests.sampling_message(sampling),
             n=n,
@@ -91,28 +89,18 @@ class PolicyClient(ServiceClient):
             SolonError: As ``generate``.
         """
         request = policy_pb2.StreamGenerateRequest(
-            request_id=requests.text("request_id", request_id or requests.new_request_id()),
+            request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             sampling=requests.sampling_message(sampling),
             return_tokens=return_tokens,
             weight_version=requests.text("weight_version", weight_version),
         )
-        retries = Retries(self._retry, self._line)
-        started = False
-        with calling(request, self.address) as span:
-            while True:
-                await retries.turn()
-                try:
-                    with retries.attempt():
-                        async with aclosing(self._pieces(request, timeout, span)) as pieces:
-                            async for piece in pieces:
-                                started = True
-                                yield piece
-                    return
-                except SolonError as error:
-                    if started:
-                        raise
-                    await retries.wait_after(error)
+        attempts = self._stream_with_retries(
+            request, lambda span: self._pieces(request, timeout, span), resumes=False
+        )
+        async with aclosing(attempts) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def _pieces(
         self, request: policy_pb2.StreamGenerateRequest, timeout: float | None, span: Span

@@ -69,6 +69,11 @@ def text(field: str, value: Text) -> Text:
     return value
 
 
+def request_id(given: str | None) -> str:
+    """The caller's id of a request, or a new one. Raises as ``text``."""
+    return text("request_id", given or new_request_id())
+
+
 def texts(field: str, values: Sequence[str]) -> list[str]:
     """As ``text``, item by item."""
     return [text(f"{field}[{index}]", value) for index, value in enumerate(values)]

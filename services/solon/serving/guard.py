@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -78,6 +78,8 @@ class _Call:
     method: str
     metrics: Metrics
     span: tracing.Span
+    metadata: Mapping[str, str | bytes]
+    """What came with the call."""
     started: float = field(default_factory=time.monotonic)
     request_id: str = ""
     caller: str = ""
@@ -264,9 +266,26 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _answered(self, method: str, context: Context) -> AsyncIterator[_Call]:
-        async with _answered(method, self._metrics, context) as call:
-            with self._place(method):
-                yield call
+        """A call in its place and its span; however the block ends becomes the call's end."""
+        metadata = dict(context.invocation_metadata() or ())
+        with tracing.serving(method.removeprefix("/"), metadata) as span:
+            call = _Call(method, self._metrics, span, metadata)
+            self._metrics.began(call.short)
+            try:
+                with self._place(method):
+                    yield call
+            except asyncio.CancelledError:
+                late = context.time_remaining() == 0
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+                call.log(code, logging.INFO)
+                raise
+            except Exception as error:  # any exception at all must become a status, and only here
+                failure = failure_of(error)
+                _log_failure(call, failure, error)
+                trailers = failure.trailers(call.request_id)
+                await context.abort(failure.code, failure.message, trailers)
+            else:
+                call.log(grpc.StatusCode.OK, logging.INFO)
 
     @contextmanager
     def _place(self, method: str) -> Iterator[None]:
@@ -290,7 +309,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         An empty request_id is filled in, so that the servicer, the log and any error agree.
         """
-        call.caller = self._caller(call.method, context)
+        call.caller = self._caller(call)
         try:
             request = handler.request_deserializer(body)
         except DecodeError as error:
@@ -306,7 +325,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _refuse_if_hopeless(self, context: Context) -> None:
         load = self._engine.load()
-        if load.queued >= load.queue_capacity:
+        if load.queued >= load.queue_capacity and not load.paused:
             # the engine would say the same, after all the work of asking it
             raise Overloaded(
                 f"{load.queued} sequences wait, which is as many as may: try again later",
@@ -314,14 +333,13 @@ class Guard(grpc.aio.ServerInterceptor):
             )
         refuse_if_late(context.time_remaining(), load.wait)
 
-    def _caller(self, method: str, context: Context) -> str:
+    def _caller(self, call: _Call) -> str:
         """The name of whoever calls; empty where no token is needed."""
         if not self._tokens.required:
             return ""
-        sent = dict(context.invocation_metadata() or ())
-        authorization = sent.get(_AUTHORIZATION)
+        authorization = call.metadata.get(_AUTHORIZATION)
         credential = None if authorization is None else str(authorization)
-        return self._tokens.admit(credential, _scope_of(method))
+        return self._tokens.admit(credential, _scope_of(call.method))
 
 
 def _scope_of(method: str) -> Scope | None:
@@ -346,27 +364,6 @@ def refuse_if_late(seconds_left: float | None, wait: float = 0.0) -> None:
         raise DeadlinePassed
     if seconds_left < wait:
         raise DeadlinePassed(wait)
-
-
-@asynccontextmanager
-async def _answered(method: str, metrics: Metrics, context: Context) -> AsyncIterator[_Call]:
-    received = dict(context.invocation_metadata() or ())
-    with tracing.serving(method.removeprefix("/"), received) as span:
-        call = _Call(method, metrics, span)
-        metrics.began(call.short)
-        try:
-            yield call
-        except asyncio.CancelledError:
-            late = context.time_remaining() == 0
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-            call.log(code, logging.INFO)
-            raise
-        except Exception as error:  # any exception at all must become a status, and only here
-            failure = failure_of(error)
-            _log_failure(call, failure, error)
-            await context.abort(failure.code, failure.message, failure.trailers(call.request_id))
-        else:
-            call.log(grpc.StatusCode.OK, logging.INFO)
 
 
 def _log_failure(call: _Call, failure: Failure, error: Exception) -> None:

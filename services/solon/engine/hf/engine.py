@@ -431,7 +431,7 @@ def _load(
         worker=worker,
         tokenizing=ThreadPoolExecutor(1, "solon-tokenize"),
         info=info,
-        base=Base.of(options.model, loaded.model.state_dict()),
+        base=Base.of(options.model),
     )
 
 

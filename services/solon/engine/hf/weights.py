@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,13 @@ class Base:
     """
 
     source: Source
-    fingerprint: Mapping[str, int]
-    """Of each tensor, to know them again."""
+    fingerprint: Mapping[str, int] | None = None
+    """Of each tensor, to know them again. None: they run as they are, without an adapter."""
 
     @classmethod
-    def of(cls, model: str, weights: Mapping[str, Tensor]) -> Base:
+    def of(cls, model: str) -> Base:
         """What an engine was started with: a directory, or a name on the hub."""
-        source = Source.parse(model) if Path(model).is_dir() else Source(path=model)
-        return cls(source=source, fingerprint=_fingerprint(weights))
+        return cls(source=Source.parse(model) if Path(model).is_dir() else Source(path=model))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +93,8 @@ def read_weights(path: str, *, base: Base, running: Any, abandoned: threading.Ev
             raise WeightsNotLoaded(f"path: expected a directory or a URL, {path!r} is neither")
         is_adapter = (folder / ADAPTER_CONFIG).is_file()
         if is_adapter:
+            if base.fingerprint is None:
+                base = replace(base, fingerprint=_fingerprint(running.state_dict()))
             model = _read_base(base, running, abandoned)
             with _said_of(source, folder):
                 model = merged(folder, model)
@@ -104,9 +105,7 @@ def read_weights(path: str, *, base: Base, running: Any, abandoned: threading.Ev
             _check_tensors(tensors, running.state_dict())
     if abandoned.is_set():
         raise WeightsNotLoaded("nobody waits for these weights any more")
-    if not is_adapter:
-        base = Base(source=source, fingerprint=_fingerprint(tensors))
-    return NewWeights(tensors=tensors, base=base)
+    return NewWeights(tensors=tensors, base=base if is_adapter else Base(source=source))
 
 
 @contextmanager
