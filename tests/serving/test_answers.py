@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from solon.chat import Conversation
 from solon.engine import base
 from solon.policy.server import ROLE
-from solon.serving.answers import Answers, Key
+from solon.serving.answers import Answer, Answers, Key, Put
 from solon.serving.errors import RequestIdReused
 from solon.serving.logs import JsonFormatter
 from solon.serving.testing import FunctionEngine, running
@@ -73,20 +74,28 @@ async def test_the_same_request_while_the_first_runs_waits_for_its_answer(
     assert len(engine.asked) == 1
 
 
-async def test_the_work_goes_on_for_the_second_when_the_first_caller_leaves() -> None:
+async def streamed(answers: Answers, answer: Answer) -> Message:
+    [message] = [message async for message in answers.read(answer)]
+    return message
+
+
+@pytest.mark.parametrize("read", [Answers.only, streamed])
+async def test_the_work_goes_on_for_the_second_when_the_first_caller_leaves(
+    read: Callable[[Answers, Answer], Awaitable[Any]],
+) -> None:
     answers, begun, go_on = Answers(window=10, most_bytes=1000), asyncio.Event(), asyncio.Event()
     made = 0
 
-    async def work() -> Any:
+    async def work(put: Put) -> None:
         nonlocal made
         made += 1
         begun.set()
         await go_on.wait()
-        yield common_pb2.Message(content="done")
+        put(common_pb2.Message(content="done"))
 
-    async def ask_for_it() -> list[Any]:
+    async def ask_for_it() -> Any:
         answer = answers.find(KEY, b"body") or answers.start(KEY, b"body", work)
-        return [message async for message in answers.read(answer)]
+        return await read(answers, answer)
 
     first = asyncio.ensure_future(ask_for_it())
     await begun.wait()
@@ -96,8 +105,7 @@ async def test_the_work_goes_on_for_the_second_when_the_first_caller_leaves() ->
     await asyncio.wait({first})
     assert answers.running == 1
     go_on.set()
-    [message] = await second
-    assert message.content == "done"
+    assert (await second).content == "done"
     assert made == 1
 
 
@@ -217,12 +225,12 @@ async def test_the_log_says_which_call_was_answered_before_and_counts_tokens_onc
 async def ask(answers: Answers, key: Key, size: int = 10) -> str:
     """The answer, and whether it was made for this call."""
 
-    async def work() -> Any:
-        yield common_pb2.Message(content="x" * size)
+    async def work(put: Put) -> None:
+        put(common_pb2.Message(content="x" * size))
 
     known = answers.find(key, b"body")
     answer = known or answers.start(key, b"body", work)
-    [_] = [message async for message in answers.read(answer)]
+    await answers.only(answer)
     return "known" if known else "made"
 
 

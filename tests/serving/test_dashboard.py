@@ -19,10 +19,11 @@ DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "solon-services.j
 def names() -> set[str]:
     """What a scrape may hold."""
     metrics = Metrics(FunctionEngine())
-    metrics.began("m")
-    metrics.ended("m", "OK", "REASON", 0.1)
-    metrics.replayed("m")
-    metrics.spent("m", {"prompt": 1}, 0.1)
+    calls = metrics.of("m")
+    calls.began()
+    calls.ended("OK", "REASON", 0.1)
+    calls.replayed()
+    calls.spent(0.1, prompt=1, cached=0, completion=0)
     return {sample.name for family in metrics.registry.collect() for sample in family.samples}
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import NamedTuple
 
 from google.protobuf.message import Message
@@ -22,8 +21,10 @@ from solon.serving.errors import RequestIdReused
 _OVERHEAD = 700
 """Bytes that an answer takes besides its messages' own, as measured; most are small."""
 
-Make = Callable[[], AsyncGenerator[Message, None]]
-"""Starts the work: its messages, of which a unary call has one."""
+Put = Callable[[Message], None]
+"""Hands a message to whoever waits for it."""
+Work = Callable[[Put], Awaitable[None]]
+"""Makes the messages, of which a unary call has one."""
 
 
 class Key(NamedTuple):
@@ -80,14 +81,14 @@ class Answers:
             raise RequestIdReused(key.request_id)
         return answer
 
-    def start(self, key: Key, digest: bytes, make: Make) -> Answer:
+    def start(self, key: Key, digest: bytes, work: Work) -> Answer:
         """Begin the answer of a request for which ``find`` has none. Read it, or it goes on."""
         answer = self._running[key] = Answer(key, digest)
-        answer.task = asyncio.create_task(self._work(answer, make))
+        answer.task = asyncio.create_task(self._work(answer, work))
         return answer
 
     async def read(self, answer: Answer) -> AsyncGenerator[Message, None]:
-        """The answer's messages from the first on.
+        """The answer's messages from the first on, as they come.
 
         Closing this stops the work, if nobody else waits for it.
 
@@ -96,19 +97,44 @@ class Answers:
         """
         answer.readers += 1
         try:
-            async with aclosing(answer.messages()) as messages:
-                async for message in messages:
-                    yield message
+            read = 0
+            while True:
+                while read < len(answer.messages):
+                    read += 1
+                    yield answer.message(read - 1)
+                if answer.ended:
+                    break
+                # nothing came since the messages were looked at, or it was yielded above
+                await answer.changed()
+            answer.raise_error()
         finally:
-            answer.readers -= 1
-            if not answer.readers and not answer.ended:
-                await self._abandon(answer)
+            await self._left(answer)
 
-    async def _work(self, answer: Answer, make: Make) -> None:
+    async def only(self, answer: Answer) -> Message:
+        """The message of a unary call, when it has come.
+
+        Cancelling this stops the work, if nobody else waits for it.
+
+        Raises:
+            Exception: Whatever the work raised.
+        """
+        answer.readers += 1
         try:
-            async with aclosing(make()) as messages:
-                async for message in messages:
-                    answer.add(message)
+            while not answer.ended:
+                await answer.changed()
+            answer.raise_error()
+            return answer.message(0)
+        finally:
+            await self._left(answer)
+
+    async def _left(self, answer: Answer) -> None:
+        answer.readers -= 1
+        if not answer.readers and not answer.ended:
+            await self._abandon(answer)
+
+    async def _work(self, answer: Answer, work: Work) -> None:
+        try:
+            await work(answer.put)
         except (Exception, asyncio.CancelledError) as error:  # those who wait get it
             answer.error = error
         if self._running.get(answer.key) is answer:
@@ -161,12 +187,12 @@ class Answer:
     # tens of thousands are remembered: each holds no more than it must
     __slots__ = (
         "_changed",
-        "_messages",
         "digest",
         "ended",
         "error",
         "expires",
         "key",
+        "messages",
         "readers",
         "size",
         "task",
@@ -182,20 +208,25 @@ class Answer:
         self.ended = False
         self.error: BaseException | None = None
         self.task: asyncio.Task[None] | None = None
-        self._messages: list[Message | _Packed] = []
+        self.messages: list[Message | _Packed] = []
         self._changed: asyncio.Event | None = None
 
-    def add(self, message: Message) -> None:
+    def put(self, message: Message) -> None:
         """Hand a message to all who wait."""
-        self._messages.append(message)
+        self.messages.append(message)
         self.size += message.ByteSize()
         self._wake()
 
+    def message(self, index: int) -> Message:
+        """One of those that came."""
+        message = self.messages[index]
+        return message if isinstance(message, Message) else message.unpacked()
+
     def pack(self) -> None:
         """Keep the bytes only: an answer of many tokens is five times as large as a message."""
-        self._messages = [
+        self.messages = [
             _Packed(type(m), m.SerializeToString()) if isinstance(m, Message) else m
-            for m in self._messages
+            for m in self.messages
         ]
 
     def end(self) -> None:
@@ -204,20 +235,14 @@ class Answer:
         self.task = None
         self._wake()
 
-    async def messages(self) -> AsyncGenerator[Message, None]:
-        """All from the first on, as they come."""
-        read = 0
-        while True:
-            while read < len(self._messages):
-                message = self._messages[read]
-                read += 1
-                yield message if isinstance(message, Message) else message.unpacked()
-            if self.ended:
-                break
-            # nothing came since the messages were looked at, or it was yielded above
-            if self._changed is None:
-                self._changed = asyncio.Event()
-            await self._changed.wait()
+    async def changed(self) -> None:
+        """Return when a message came, or the end."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        await self._changed.wait()
+
+    def raise_error(self) -> None:
+        """Raise what the work raised, if it did."""
         if self.error is not None:
             raise self.error
 

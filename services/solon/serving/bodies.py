@@ -38,22 +38,25 @@ class Bodies(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Read the bodies of methods that would leave it to gRPC."""
+        """See ``reading``."""
         found = await continuation(handler_call_details)
-        if found is None or found.request_deserializer is None:
-            return found
-        # grpc's stubs know the handlers of its synchronous server only
-        handler = cast("_Handler", found)
-        make, behaviour = (
-            (grpc.stream_stream_rpc_method_handler, _conversing(handler))
-            if found.request_streaming
-            else (grpc.unary_stream_rpc_method_handler, _answering(handler, handler.unary_stream))
-            if found.response_streaming
-            else (grpc.unary_unary_rpc_method_handler, _answering(handler, handler.unary_unary))
-        )
-        return make(
-            behaviour, request_deserializer=None, response_serializer=found.response_serializer
-        )
+        return None if found is None else reading(found)
+
+
+def reading(found: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler, reading its bodies itself."""
+    if found.request_deserializer is None:
+        return found
+    # grpc's stubs know the handlers of its synchronous server only
+    handler = cast("_Handler", found)
+    make, behaviour = (
+        (grpc.stream_stream_rpc_method_handler, _conversing(handler))
+        if found.request_streaming
+        else (grpc.unary_stream_rpc_method_handler, _answering(handler, handler.unary_stream))
+        if found.response_streaming
+        else (grpc.unary_unary_rpc_method_handler, _answering(handler, handler.unary_unary))
+    )
+    return make(behaviour, request_deserializer=None, response_serializer=found.response_serializer)
 
 
 def _answering(

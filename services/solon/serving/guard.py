@@ -13,20 +13,21 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 from uuid import uuid4
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 
 from solon import tracing
 from solon.engine.base import Engine, EngineError, Overloaded
 from solon.engine.pace import retry_after
-from solon.serving import rules
-from solon.serving.answers import Answers, Key
+from solon.serving import bodies, rules
+from solon.serving.answers import Answer, Answers, Key, Put, Work
 from solon.serving.errors import DeadlinePassed, InvalidFields, NotServing
 from solon.serving.health import Health, Phase
 from solon.serving.logs import cause
@@ -54,6 +55,7 @@ _OURS = frozenset(
 """Ends that OpenTelemetry's conventions hold against the server rather than its caller."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Result = TypeVar("Result")
 
 
 class _Request(Protocol):
@@ -71,12 +73,25 @@ class _Handler(Protocol):
     def unary_stream(self) -> Callable[[_Request, Context], AsyncGenerator[Message, None]]: ...
 
 
+class _Method:
+    """One method, as every call of it needs it: made once."""
+
+    def __init__(self, name: str, metrics: Metrics) -> None:
+        """``name``: as gRPC has it, such as ``/solon.v1.JudgeService/Compare``."""
+        self.name = name
+        self.span = name.removeprefix("/")
+        self.is_control = name.startswith(_CONTROL)
+        self.metrics = metrics.of(name.removeprefix(_PREFIX))
+        # who may look at what the control plane tells need not be allowed to change it
+        looks = self.is_control and name.removeprefix(_CONTROL) in _LOOKS
+        self.scope = None if looks else Scope.CONTROL if self.is_control else Scope.INFER
+
+
 @dataclass(slots=True)
 class _Call:
     """What the log line of a call says, and its span."""
 
-    method: str
-    metrics: Metrics
+    method: _Method
     span: tracing.Span
     metadata: Mapping[str, str | bytes]
     """What came with the call."""
@@ -90,49 +105,55 @@ class _Call:
     """Whether the answer was known, or on its way, from the same request before."""
     spent: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def short(self) -> str:
-        """Service and method."""
-        return self.method.removeprefix(_PREFIX)
-
     def count(self, response: Message) -> None:
         """Add up what a response says it cost. A stream's messages each have a share."""
         if self.replayed or "usage" not in response.DESCRIPTOR.fields_by_name:
             return
         usage, timing = response.usage, response.timing  # type: ignore[attr-defined]
-        tokens = {
-            "prompt": usage.prompt_tokens,
-            "cached": usage.cached_tokens,
-            "completion": usage.completion_tokens,
-        }
-        queued = timing.queue.ToTimedelta().total_seconds()
+        queued = _seconds(timing.queue)
         if usage.model_calls:
-            self.metrics.spent(self.short, tokens, queued)
-        self._add("prompt_tokens", usage.prompt_tokens)
-        self._add("completion_tokens", usage.completion_tokens)
-        self._add("queue_seconds", queued)
-        self._add("inference_seconds", timing.inference.ToTimedelta().total_seconds())
+            self.method.metrics.spent(
+                queued,
+                prompt=usage.prompt_tokens,
+                cached=usage.cached_tokens,
+                completion=usage.completion_tokens,
+            )
+        spent = self.spent
+        for key, amount in (
+            ("prompt_tokens", usage.prompt_tokens),
+            ("completion_tokens", usage.completion_tokens),
+            ("queue_seconds", queued),
+            ("inference_seconds", _seconds(timing.inference)),
+        ):
+            spent[key] = spent.get(key, 0) + amount
         self.span.set_attribute("solon.weight_version", response.weight_version)  # type: ignore[attr-defined]
 
     def log(self, code: grpc.StatusCode, level: int, **fields: object) -> None:
         """Write the line, count the end, and tell the span of both."""
         seconds = time.monotonic() - self.started
         reason = None if "reason" not in fields else str(fields["reason"])
-        self.metrics.ended(self.short, code.name, reason, seconds)
-        known: dict[str, str | float] = {
+        self.method.metrics.ended(code.name, reason, seconds)
+        if self.span.is_recording():
+            known = self._known().items()
+            self.span.set_attributes({f"solon.{key}": value for key, value in known})
+        tracing.ended(self.span, code.value[0], reason, failed=code in _OURS)
+        if _LOG.isEnabledFor(level):
+            line = {
+                "method": self.method.name,
+                "code": code.name,
+                "seconds": round(seconds, 6),
+                **self._known(),
+                **fields,
+            }
+            _LOG.log(level, "call", extra={"fields": line})
+
+    def _known(self) -> dict[str, str | float]:
+        return {
             "request_id": self.request_id,
             **({"caller": self.caller} if self.caller else {}),
             **({"replayed": True} if self.replayed else {}),
-            **self.spent,
+            **{key: round(amount, 6) for key, amount in self.spent.items()},
         }
-        line = {"method": self.method, "code": code.name, "seconds": round(seconds, 6)}
-        _LOG.log(level, "call", extra={"fields": line | known | fields})
-        if self.span.is_recording():
-            self.span.set_attributes({f"solon.{key}": value for key, value in known.items()})
-        tracing.ended(self.span, code.value[0], reason, failed=code in _OURS)
-
-    def _add(self, key: str, amount: float) -> None:
-        self.spent[key] = round(self.spent.get(key, 0) + amount, 6)
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -176,20 +197,23 @@ class Guard(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Stand before the methods of solon.v1."""
+        """Stand before the methods of solon.v1; before others, only read their bodies."""
+        name = handler_call_details.method
+        if (guarded := self._guarded.get(name)) is not None:
+            return guarded
         found = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if found is None or not method.startswith(_PREFIX):
-            return found
-        if method not in self._guarded:
-            self._guarded[method] = self._guard(method, found)
-        return self._guarded[method]
+        if found is None:
+            return None
+        guarded = self._guard(name, found) if name.startswith(_PREFIX) else bodies.reading(found)
+        self._guarded[name] = guarded
+        return guarded
 
     def _guard(
-        self, method: str, found: grpc.RpcMethodHandler[Any, Any]
+        self, name: str, found: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         # grpc's stubs know the handlers of its synchronous server only
         handler = cast("_Handler", found)
+        method = _Method(name, self._metrics)
         make, behaviour = (
             (grpc.unary_stream_rpc_method_handler, self._streaming(method, handler))
             if found.response_streaming
@@ -200,80 +224,96 @@ class Guard(grpc.aio.ServerInterceptor):
             behaviour, request_deserializer=None, response_serializer=handler.response_serializer
         )
 
-    def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, Context], Any]:
+    def _unary(self, method: _Method, handler: _Handler) -> Callable[[bytes, Context], Any]:
+        async def serve(call: _Call, body: bytes, context: Context) -> Message:
+            request = self._admitted(call, body, handler, context)
+
+            async def work(put: Put) -> None:
+                put(await handler.unary_unary(request, context))
+
+            answer = self._answer(call, request, context, work)
+            response = (
+                await handler.unary_unary(request, context)
+                if answer is None
+                else await self._answers.only(answer)
+            )
+            call.count(response)
+            return response
+
         async def answer(body: bytes, context: Context) -> Message | None:
-            async with self._answered(method, context) as call:
-                request = self._admitted(call, body, handler, context)
-
-                async def work() -> AsyncGenerator[Message, None]:
-                    yield await handler.unary_unary(request, context)
-
-                # to its end: one that is left early counts as given up
-                [response] = [one async for one in self._once(call, request, context, work)]
-                return response
-            # a failed call was aborted: nothing is sent
-            return None
+            return await self._ending(method, body, context, serve)
 
         return answer
 
-    def _streaming(self, method: str, handler: _Handler) -> Callable[[bytes, Context], Any]:
+    def _streaming(self, method: _Method, handler: _Handler) -> Callable[[bytes, Context], Any]:
         # a coroutine that writes, not a generator: a cancelled call then always unwinds at once,
         # where a generator that waits at a yield lives until it is collected
+        async def serve(call: _Call, body: bytes, context: Context) -> None:
+            request = self._admitted(call, body, handler, context)
+
+            async def work(put: Put) -> None:
+                async with aclosing(handler.unary_stream(request, context)) as made:
+                    async for response in made:
+                        put(response)
+
+            answer = self._answer(call, request, context, work)
+            responses = (
+                handler.unary_stream(request, context)
+                if answer is None
+                else self._answers.read(answer)
+            )
+            async with aclosing(responses):
+                async for response in responses:
+                    call.count(response)
+                    await context.write(response)
+
         async def answer(body: bytes, context: Context) -> None:
-            async with self._answered(method, context) as call:
-                request = self._admitted(call, body, handler, context)
-
-                def work() -> AsyncGenerator[Message, None]:
-                    return handler.unary_stream(request, context)
-
-                async with aclosing(self._once(call, request, context, work)) as responses:
-                    async for response in responses:
-                        await context.write(response)
+            await self._ending(method, body, context, serve)
 
         return answer
 
-    async def _once(
-        self,
-        call: _Call,
-        request: _Request,
-        context: Context,
-        work: Callable[[], AsyncGenerator[Message, None]],
-    ) -> AsyncGenerator[Message, None]:
-        """The work's responses, or those of the same request before."""
-        if call.method.startswith(_CONTROL):
+    def _answer(
+        self, call: _Call, request: _Request, context: Context, work: Work
+    ) -> Answer | None:
+        """The same request's answer, or its beginning. None: one that nobody can ask for again."""
+        if call.method.is_control:
             # shows what is, not what was, however long the queue
-            responses = work()
-        elif call.unnamed:
-            # cannot be asked for again
+            return None
+        if call.unnamed:
             self._refuse_if_hopeless(context)
-            responses = work()
-        else:
-            key = Key(call.caller, call.method, call.request_id)
-            body = cast("Message", request).SerializeToString(deterministic=True)
-            digest = hashlib.sha256(body).digest()
-            answer = self._answers.find(key, digest)
-            if answer is None:
-                self._refuse_if_hopeless(context)
-                answer = self._answers.start(key, digest, work)
-            else:
-                call.replayed = True
-                self._metrics.replayed(call.short)
-            responses = self._answers.read(answer)
-        async with aclosing(responses):
-            async for response in responses:
-                call.count(response)
-                yield response
+            return None
+        key = Key(call.caller, call.method.name, call.request_id)
+        body = cast("Message", request).SerializeToString(deterministic=True)
+        digest = hashlib.sha256(body).digest()
+        answer = self._answers.find(key, digest)
+        if answer is not None:
+            call.replayed = True
+            call.method.metrics.replayed()
+            return answer
+        self._refuse_if_hopeless(context)
+        return self._answers.start(key, digest, work)
 
-    @asynccontextmanager
-    async def _answered(self, method: str, context: Context) -> AsyncIterator[_Call]:
-        """A call in its place and its span; however the block ends becomes the call's end."""
+    async def _ending(
+        self,
+        method: _Method,
+        body: bytes,
+        context: Context,
+        serve: Callable[[_Call, bytes, Context], Awaitable[Result]],
+    ) -> Result | None:
+        """Serve a call in its place and its span; however that ends becomes the call's end."""
         metadata = dict(context.invocation_metadata() or ())
-        with tracing.serving(method.removeprefix("/"), metadata) as span:
-            call = _Call(method, self._metrics, span, metadata)
-            self._metrics.began(call.short)
+        with tracing.serving(method.span, metadata) as span:
+            call = _Call(method, span, metadata)
+            method.metrics.began()
+            takes_place = not method.is_control
             try:
-                with self._place(method):
-                    yield call
+                if takes_place:
+                    self._refuse_if_full()
+                self._in_flight += takes_place
+                try:
+                    result = await serve(call, body, context)
+                finally:
+                    self._in_flight -= takes_place
             except asyncio.CancelledError:
                 late = context.time_remaining() == 0
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -286,23 +326,17 @@ class Guard(grpc.aio.ServerInterceptor):
                 await context.abort(failure.code, failure.message, trailers)
             else:
                 call.log(grpc.StatusCode.OK, logging.INFO)
+                return result
+        # a failed call was aborted: nothing is sent
+        return None
 
-    @contextmanager
-    def _place(self, method: str) -> Iterator[None]:
-        if method.startswith(_CONTROL):
-            yield
-            return
+    def _refuse_if_full(self) -> None:
         if self._in_flight >= self._max_in_flight:
             raise Overloaded(
                 f"{self._in_flight} calls are in flight, which is as many as there may be: try "
                 "again later",
                 retry_after=_RETRY_SECONDS,
             )
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
 
     def _admitted(self, call: _Call, body: bytes, handler: _Handler, context: Context) -> _Request:
         """The request, named and checked.
@@ -313,7 +347,7 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             request = handler.request_deserializer(body)
         except DecodeError as error:
-            raise InvalidFields.of("", f"the body is no request of {call.method}") from error
+            raise InvalidFields.of("", f"the body is no request of {call.method.name}") from error
         call.unnamed = not request.request_id
         request.request_id = request.request_id or uuid4().hex
         call.request_id = request.request_id[:128]
@@ -339,13 +373,11 @@ class Guard(grpc.aio.ServerInterceptor):
             return ""
         authorization = call.metadata.get(_AUTHORIZATION)
         credential = None if authorization is None else str(authorization)
-        return self._tokens.admit(credential, _scope_of(call.method))
+        return self._tokens.admit(credential, call.method.scope)
 
 
-def _scope_of(method: str) -> Scope | None:
-    if not method.startswith(_CONTROL):
-        return Scope.INFER
-    return None if method.removeprefix(_CONTROL) in _LOOKS else Scope.CONTROL
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
 
 
 def refuse_if_late(seconds_left: float | None, wait: float = 0.0) -> None:

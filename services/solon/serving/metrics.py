@@ -6,7 +6,8 @@ caller chooses, so that nobody can make a server remember without bounds. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -64,33 +65,66 @@ class Metrics:
         )
         self.registry.register(_EngineCollector(engine))
 
-    def began(self, method: str) -> None:
-        """A call arrived."""
-        self._in_flight.labels(method).inc()
+    def of(self, method: str) -> MethodMetrics:
+        """The part of one method, such as ``JudgeService/Compare``."""
+        return MethodMetrics(
+            in_flight=self._in_flight.labels(method),
+            seconds=lambda code: self._seconds.labels(method, code),
+            failed=lambda reason: self._failed.labels(method, reason),
+            replayed=self._replayed.labels(method),
+            queue_seconds=self._queue_seconds.labels(method),
+            tokens=lambda kind: self._tokens.labels(method, kind),
+        )
 
-    def ended(self, method: str, code: str, reason: str | None, seconds: float) -> None:
+
+class MethodMetrics:
+    """What is counted of one method's calls. Looks a label up once, not with every call."""
+
+    def __init__(
+        self,
+        *,
+        in_flight: Gauge,
+        seconds: Callable[[str], Histogram],
+        failed: Callable[[str], Counter],
+        replayed: Counter,
+        queue_seconds: Histogram,
+        tokens: Callable[[str], Counter],
+    ) -> None:
+        """See ``Metrics``: ``seconds`` by code, ``failed`` by reason, ``tokens`` by kind."""
+        self._in_flight = in_flight
+        self._seconds = cache(seconds)
+        self._failed = cache(failed)
+        self._replayed = replayed
+        self._queue_seconds = queue_seconds
+        self._tokens = cache(tokens)
+
+    def began(self) -> None:
+        """A call arrived."""
+        self._in_flight.inc()
+
+    def ended(self, code: str, reason: str | None, seconds: float) -> None:
         """A call ended.
 
         Args:
-            method: Such as ``JudgeService/Compare``.
             code: The status code's name.
             reason: The ErrorInfo's reason, if it failed with one.
             seconds: Since it arrived.
         """
-        self._in_flight.labels(method).dec()
-        self._seconds.labels(method, code).observe(seconds)
+        self._in_flight.dec()
+        self._seconds(code).observe(seconds)
         if reason is not None:
-            self._failed.labels(method, reason).inc()
+            self._failed(reason).inc()
 
-    def replayed(self, method: str) -> None:
+    def replayed(self) -> None:
         """A call got an answer that was known."""
-        self._replayed.labels(method).inc()
+        self._replayed.inc()
 
-    def spent(self, method: str, tokens: dict[str, int], queue_seconds: float) -> None:
-        """A response said what it cost: tokens by kind (prompt, cached, completion)."""
-        for kind, amount in tokens.items():
-            self._tokens.labels(method, kind).inc(amount)
-        self._queue_seconds.labels(method).observe(queue_seconds)
+    def spent(self, queue_seconds: float, *, prompt: int, cached: int, completion: int) -> None:
+        """A response said what it cost, in tokens and in seconds that it waited."""
+        self._tokens("prompt").inc(prompt)
+        self._tokens("cached").inc(cached)
+        self._tokens("completion").inc(completion)
+        self._queue_seconds.observe(queue_seconds)
 
 
 class _EngineCollector:

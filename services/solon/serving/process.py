@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import uvloop
+
 from solon.constitution import ConstitutionError
 from solon.engine import EngineOptions, create
 from solon.engine.base import EngineError, InvalidInput
@@ -34,7 +36,7 @@ def main(role: Role, argv: Sequence[str] | None = None) -> int:
     try:
         options = parse(role.program, arguments, takes_constitutions=role.takes_constitutions)
         logs.configure(options.log_level)
-        asyncio.run(serve(role, options))
+        uvloop.run(serve(role, options))
     except (UsageError, ConstitutionError, InvalidInput, TracingError) as error:
         return _complain(role, error, 2)
     except EngineError as error:

@@ -18,11 +18,11 @@ from solon.serving.validation import (
     Count,
     Distinct,
     Each,
+    FieldRule,
     Finite,
     Length,
     Matches,
     Required,
-    Rule,
     RuleBook,
     Specified,
     Within,
@@ -124,7 +124,7 @@ def _one_principle_a_round(request: critic_pb2.RefineRequest) -> _Issue:
             yield "principles.all", "expected ids or a sample: a round has one principle"
 
 
-_ID: dict[str, tuple[Rule, ...]] = {"request_id": (Length(0, 128),)}
+_ID: dict[str, tuple[FieldRule, ...]] = {"request_id": (Length(0, 128),)}
 _ASKS = _ID | {"conversation": (Required(),), "weight_version": (Length(0, 256),)}
 _ASKS_BY_PRINCIPLE = _ASKS | {
     "conversation": (Required(), _EndsWithUser()),
@@ -132,7 +132,7 @@ _ASKS_BY_PRINCIPLE = _ASKS | {
 }
 _JUDGES = _ASKS_BY_PRINCIPLE | {"min_option_mass": (Within(0, 1),)}
 
-_REQUESTS: dict[str, dict[str, tuple[Rule, ...]]] = {
+_REQUESTS: dict[str, dict[str, tuple[FieldRule, ...]]] = {
     "GenerateRequest": _ASKS | {"n": (Within(1, 64),)},
     "StreamGenerateRequest": _ASKS,
     "CritiqueRequest": _ASKS_BY_PRINCIPLE | {"response": (_TEXT,)},
@@ -149,7 +149,7 @@ _REQUESTS: dict[str, dict[str, tuple[Rule, ...]]] = {
     "ResumeGenerationRequest": _ID,
 }
 
-_PARTS: dict[str, dict[str, tuple[Rule, ...]]] = {
+_PARTS: dict[str, dict[str, tuple[FieldRule, ...]]] = {
     "Message": {"role": (Specified(),), "content": (_TEXT,)},
     "Conversation": {"messages": (Count(1, 512),)},
     "SamplingParams": {

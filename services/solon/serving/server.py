@@ -93,11 +93,7 @@ class Server:
             self._metrics,
             max_in_flight=options.max_in_flight,
         )
-        self._server = grpc.aio.server(
-            # the guard stands nearest: it needs the bodies' own readers
-            interceptors=[Bodies(), guard],
-            options=_channel_options(options),
-        )
+        self._server = grpc.aio.server(interceptors=[guard], options=_channel_options(options))
         self._health_server: grpc.aio.Server | None = None
         self._scrapes: Scrapes | None = None
         role.register(self._server, resources)

@@ -8,7 +8,7 @@ answer mixes two models. Each call is a span, whatever the engine. Knows nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -65,7 +65,7 @@ class Session:
             WeightVersionMismatch: The weights were replaced while this request ran.
             EngineError: The first failure; the other generations are cancelled.
         """
-        made = await concurrently(self._generate(*one) for one in asked)
+        made = await concurrently([self._generate(*one) for one in asked])
         for generation in made:
             self._check(generation.weight_version)
         self._spend([g.usage for g in made], [g.timing for g in made])
@@ -130,8 +130,11 @@ def _describe(span: Span, made: Generation | Scored) -> None:
         )
 
 
-async def concurrently(calls: Iterable[Awaitable[T]]) -> list[T]:
+async def concurrently(calls: Sequence[Awaitable[T]]) -> list[T]:
     """Await all at once. The first failure cancels the rest and is raised as it is."""
+    if len(calls) == 1:
+        # a task each, and one to gather them, cost as much as all else that serving a call does
+        return [await calls[0]]
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))

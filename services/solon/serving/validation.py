@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -123,18 +123,10 @@ class Each:
 
     rule: Rule
 
-    def complaint(self, value: object) -> str | None:
-        """The walk reports items one by one; the list as a whole is never at fault."""
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class Required:
-    """A message that must be there. The walk looks for it; one that is there is fine."""
-
-    def complaint(self, value: object) -> str | None:
-        """See ``Rule``."""
-        return None
+    """A message that must be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,77 +138,137 @@ class Specified:
         return None if value else "expected a value, got UNSPECIFIED"
 
 
+FieldRule = Rule | Each | Required
+"""What a field must be."""
+
 MessageRule = Callable[[Any], Iterable[tuple[str, str]]]
 """What a message must be as a whole: from it to (path below it, description) pairs."""
 
 
 @dataclass(frozen=True, slots=True)
+class _Field:
+    """What there is to look at in a field, found once."""
+
+    name: str
+    has_presence: bool
+    is_repeated: bool
+    required: bool
+    counts: tuple[Count, ...]
+    rules: tuple[Rule, ...]
+    for_each: tuple[Rule, ...]
+    below: _Shape | None
+    """Of a message's fields."""
+    known: Mapping[int, str]
+    """An enum's values."""
+
+
+@dataclass(slots=True)
+class _Shape:
+    """What there is to look at in a message."""
+
+    fields: tuple[_Field, ...] = ()
+    rules: tuple[MessageRule, ...] = ()
+
+
 class RuleBook:
     """Every rule of the contract."""
 
-    fields: Mapping[str, tuple[Rule, ...]]
-    """By full name, such as ``solon.v1.Message.content``."""
-    messages: Mapping[str, tuple[MessageRule, ...]]
-    """By full name, such as ``solon.v1.Conversation``."""
+    def __init__(
+        self,
+        fields: Mapping[str, tuple[FieldRule, ...]],
+        messages: Mapping[str, tuple[MessageRule, ...]],
+    ) -> None:
+        """Hold messages to these rules.
+
+        Args:
+            fields: By full name, such as ``solon.v1.Message.content``.
+            messages: By full name, such as ``solon.v1.Conversation``.
+        """
+        self.fields = fields
+        self.messages = messages
+        # every request is held to them: descriptors are slow to ask
+        self._shapes: dict[str, _Shape] = {}
 
     def violations(self, message: Message) -> list[Violation]:
         """Every broken rule in the message and all below it, in the order of the fields."""
-        return list(self._walk(message, ""))
+        found: list[Violation] = []
+        _walk(message, self._shape(cast("Descriptor", message.DESCRIPTOR)), "", found)
+        return found
 
-    def _walk(self, message: Message, path: str) -> Iterator[Violation]:
-        descriptor = cast("Descriptor", message.DESCRIPTOR)
-        crowded = False
-        for field in descriptor.fields:
-            here = f"{path}.{field.name}" if path else field.name
-            if (text := self._crowd(message, field)) is not None:
-                crowded = True
-                yield Violation(here, text)
-            else:
-                yield from self._field(message, field, here)
-        if crowded:
-            return
-        for rule in self.messages.get(descriptor.full_name, ()):
-            for below, text in rule(message):
-                yield Violation(".".join(filter(None, (path, below))), text)
+    def _shape(self, descriptor: Descriptor) -> _Shape:
+        shape = self._shapes.get(descriptor.full_name)
+        if shape is None:
+            # known before its fields are: a message may be below itself
+            shape = self._shapes[descriptor.full_name] = _Shape(
+                rules=self.messages.get(descriptor.full_name, ())
+            )
+            shape.fields = tuple(
+                field for one in descriptor.fields if (field := self._field(one)) is not None
+            )
+        return shape
 
-    def _crowd(self, message: Message, field: FieldDescriptor) -> str | None:
-        """What is wrong with the number of items, if anything is.
-
-        Such a list is looked into no further: a request has room for millions of items.
-        """
+    def _field(self, field: FieldDescriptor) -> _Field | None:
         rules = self.fields.get(field.full_name, ())
-        counts = (rule for rule in rules if isinstance(rule, Count))
-        complaints = (rule.complaint(getattr(message, field.name)) for rule in counts)
-        return next(filter(None, complaints), None)
+        if not (rules or field.message_type or field.enum_type):
+            return None
+        values = field.enum_type.values if field.enum_type else ()
+        return _Field(
+            name=field.name,
+            has_presence=field.has_presence,
+            is_repeated=field.is_repeated,
+            required=any(isinstance(rule, Required) for rule in rules),
+            counts=tuple(rule for rule in rules if isinstance(rule, Count)),
+            rules=tuple(r for r in rules if not isinstance(r, Count | Each | Required)),
+            for_each=tuple(rule.rule for rule in rules if isinstance(rule, Each)),
+            below=self._shape(field.message_type) if field.message_type else None,
+            known={value.number: value.name for value in values},
+        )
 
-    def _field(self, message: Message, field: FieldDescriptor, path: str) -> Iterator[Violation]:
-        rules = self.fields.get(field.full_name, ())
+
+def _walk(message: Message, shape: _Shape, path: str, found: list[Violation]) -> None:
+    crowded = False
+    for field in shape.fields:
         if field.has_presence and not message.HasField(field.name):
-            if any(isinstance(rule, Required) for rule in rules):
-                yield Violation(path, "required, but not set")
-            return
+            if field.required:
+                found.append(Violation(_at(path, field.name), "required, but not set"))
+            continue
         value = getattr(message, field.name)
-        for rule in rules:
-            if (text := rule.complaint(value)) is not None:
-                yield Violation(path, text)
-        if not field.is_repeated:
-            yield from self._one(field, value, path, ())
-            return
-        for_each = tuple(rule.rule for rule in rules if isinstance(rule, Each))
-        for index, item in enumerate(value):
-            yield from self._one(field, item, f"{path}[{index}]", for_each)
+        if field.counts and (complaints := _complaints(value, field.counts)):
+            # looked into no further: a request has room for millions of items
+            crowded = True
+            found.append(Violation(_at(path, field.name), complaints[0]))
+            continue
+        if field.rules:
+            here = _at(path, field.name)
+            found += [Violation(here, text) for text in _complaints(value, field.rules)]
+        if field.is_repeated:
+            for index, item in enumerate(value):
+                here = f"{_at(path, field.name)}[{index}]"
+                found += [Violation(here, text) for text in _complaints(item, field.for_each)]
+                _look_into(item, field, here, found)
+        else:
+            _look_into(value, field, _at(path, field.name), found)
+    if crowded:
+        return
+    for rule in shape.rules:
+        found += [Violation(_at(path, below), text) for below, text in rule(message)]
 
-    def _one(
-        self, field: FieldDescriptor, value: Any, path: str, rules: Sequence[Rule]
-    ) -> Iterator[Violation]:
-        for rule in rules:
-            if (text := rule.complaint(value)) is not None:
-                yield Violation(path, text)
-        if field.message_type is not None:
-            yield from self._walk(value, path)
-        elif field.enum_type is not None and value not in field.enum_type.values_by_number:
-            known = ", ".join(v.name for v in field.enum_type.values if v.number)
-            yield Violation(path, f"expected one of {known}, got {value}")
+
+def _look_into(value: Any, field: _Field, path: str, found: list[Violation]) -> None:
+    """A field's value, or an item of a list's."""
+    if field.below is not None:
+        _walk(value, field.below, path, found)
+    elif field.known and value not in field.known:
+        known = ", ".join(name for number, name in field.known.items() if number)
+        found.append(Violation(path, f"expected one of {known}, got {value}"))
+
+
+def _complaints(value: Any, rules: Sequence[Rule]) -> list[str]:
+    return [text for rule in rules if (text := rule.complaint(value)) is not None]
+
+
+def _at(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
 
 
 def _span(low: int, high: int) -> str:

@@ -17,6 +17,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from solon.chat import Conversation
 from solon.engine.base import InvalidInput, Sampling, Token
 
 _WORD = re.compile(r"\s*\S+|\s+$")
+_USUAL = 32
+"""Words shorter than this come again, and are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +99,15 @@ def render(conversation: Conversation) -> str:
 def split(text: str) -> tuple[Token, ...]:
     """Words as tokens, each with the space before it; ids and log-probabilities from a hash."""
     return tuple(
-        Token(id=_digest(word) % 50_000, text=word, logprob=hashed_logprob(word))
-        for word in _WORD.findall(text)
+        _usual(word) if len(word) < _USUAL else _token(word) for word in _WORD.findall(text)
     )
+
+
+def _token(word: str) -> Token:
+    return Token(id=_digest(word) % 50_000, text=word, logprob=hashed_logprob(word))
+
+
+_usual = lru_cache(4096)(_token)
 
 
 def count(text: str) -> int:
