@@ -6,12 +6,13 @@ remembering; one without a request here is a ``KeyError``. Knows nothing of fuzz
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -68,6 +69,11 @@ class Method:
     def is_ours(self) -> bool:
         """Whether its errors follow Solon's contract."""
         return self.descriptor.containing_service.full_name.startswith("solon.v1.")
+
+    def responses(self, bodies: Iterable[bytes]) -> tuple[Message, ...]:
+        """What was answered, read."""
+        made = GetMessageClass(self.descriptor.output_type)
+        return tuple(made.FromString(body) for body in bodies)
 
     @property
     def requests(self) -> Sequence[Message]:

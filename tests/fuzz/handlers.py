@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import Message
 
 from solon.engine import EngineOptions, create
 from solon.engine.base import Engine
@@ -66,11 +65,10 @@ class Handlers:
             else:
                 context.written.append(await handler.unary_unary(body, context))
         except _Aborted as aborted:
-            reply = aborted.reply
+            written = method.responses(context.written)
+            reply = Reply(aborted.code, written, aborted.details, aborted.trailers)
         else:
-            reply = Reply("OK", tuple(context.written))
-        for response in reply.responses:
-            handler.response_serializer(response)
+            reply = Reply("OK", method.responses(context.written))
         await self._engine.resume()
         if (load := self._engine.load()).queued or load.running:
             raise Finding(f"left behind: {load.queued} queued, {load.running} running")
@@ -104,15 +102,17 @@ class _Details:
 
 
 class _Aborted(Exception):
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
+    def __init__(self, code: str, details: str, trailers: dict[str, str | bytes]) -> None:
+        self.code = code
+        self.details = details
+        self.trailers = trailers
 
 
 class _Context:
     """A call without headers or deadline."""
 
     def __init__(self) -> None:
-        self.written: list[Message] = []
+        self.written: list[bytes] = []
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
@@ -120,11 +120,11 @@ class _Context:
     def time_remaining(self) -> None:
         return None
 
-    async def write(self, response: Message) -> None:
+    async def write(self, response: bytes) -> None:
         self.written.append(response)
 
     async def abort(self, code: grpc.StatusCode, details: str, trailers: Any) -> NoReturn:
-        raise _Aborted(Reply(code.name, tuple(self.written), details, dict(trailers)))
+        raise _Aborted(code.name, details, dict(trailers))
 
 
 def all_handlers() -> Iterator[tuple[Handlers, Method]]:

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from solon.v1 import control_pb2, control_pb2_grpc
@@ -58,9 +56,7 @@ class Wire:
             code, details, trailers = "OK", "", {}
         finally:
             call.cancel()
-        made = GetMessageClass(method.descriptor.output_type)
-        parsed: tuple[Message, ...] = tuple(made.FromString(one) for one in responses)
-        return Reply(code, parsed, details, trailers)
+        return Reply(code, method.responses(responses), details, trailers)
 
     async def check_well(self) -> None:
         """The server serves, and nothing is left of the calls before.

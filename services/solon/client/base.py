@@ -34,6 +34,7 @@ from solon.tracing import Span
 Request = TypeVar("Request", bound=Named)
 Response = TypeVar("Response")
 Result = TypeVar("Result")
+Stub = TypeVar("Stub")
 
 _SERVING = 1
 _HEALTH_ATTEMPT_SECONDS = 10.0
@@ -93,6 +94,7 @@ class ServiceClient:
         self._line = Line(retry_for)
         self._max_message_bytes = max_message_bytes
         self._open: grpc.aio.Channel | None = None
+        self._methods: object = None
 
     async def __aenter__(self) -> Self:
         """Open the channel. Connects with the first call."""
@@ -113,7 +115,7 @@ class ServiceClient:
         """Close the channel; calls that still run are cancelled."""
         if self._open is not None:
             await self._open.close()
-            self._open = None
+            self._open = self._methods = None
 
     async def wait_until_serving(self, timeout: float = 60.0) -> None:
         """Return once a replica serves, by grpc.health.v1.
@@ -169,6 +171,15 @@ class ServiceClient:
             name = type(self).__name__
             raise RuntimeError(f"{name} is not open: use `async with {name}(...) as client`")
         return self._open
+
+    def _stub_of(self, kind: type[Stub]) -> Stub:
+        """The service's methods over the open channel."""
+        channel = self._channel
+        # made once: each time would register every method with gRPC again
+        if not isinstance(self._methods, kind):
+            make: Callable[[grpc.aio.Channel], Stub] = kind
+            self._methods = make(channel)
+        return self._methods
 
     async def _call(
         self,

@@ -68,4 +68,4 @@ class ControlClient(ServiceClient):
 
     @property
     def _stub(self) -> control_pb2_grpc.ControlServiceStub:
-        return control_pb2_grpc.ControlServiceStub(self._channel)
+        return self._stub_of(control_pb2_grpc.ControlServiceStub)

@@ -21,6 +21,10 @@ class CriticClient(ServiceClient):
 
     HEALTH_NAME = "solon.v1.CriticService"
 
+    @property
+    def _stub(self) -> critic_pb2_grpc.CriticServiceStub:
+        return self._stub_of(critic_pb2_grpc.CriticServiceStub)
+
     async def critique(
         self,
         conversation: Conversation,
@@ -60,7 +64,7 @@ class CriticClient(ServiceClient):
             sampling=requests.sampling_message(sampling),
             weight_version=requests.text("weight_version", weight_version),
         )
-        method = critic_pb2_grpc.CriticServiceStub(self._channel).Critique
+        method = self._stub.Critique
         return await self._call(method, request, replies.critique, timeout)
 
     async def revise(
@@ -105,7 +109,7 @@ class CriticClient(ServiceClient):
             sampling=requests.sampling_message(sampling),
             weight_version=requests.text("weight_version", weight_version),
         )
-        method = critic_pb2_grpc.CriticServiceStub(self._channel).Revise
+        method = self._stub.Revise
         return await self._call(method, request, replies.revision, timeout)
 
     async def refine(
@@ -173,7 +177,7 @@ class CriticClient(ServiceClient):
         span: Span,
     ) -> AsyncGenerator[RefinedRound, None]:
         """One attempt at a chain: the rounds that no earlier attempt made, added to ``made``."""
-        method = critic_pb2_grpc.CriticServiceStub(self._channel).Refine
+        method = self._stub.Refine
         known = tuple(made)
         stream = self._stream(method, request, replies.refined_round, timeout, span)
         async with aclosing(stream) as chain:

@@ -20,6 +20,10 @@ class JudgeClient(ServiceClient):
 
     HEALTH_NAME = "solon.v1.JudgeService"
 
+    @property
+    def _stub(self) -> judge_pb2_grpc.JudgeServiceStub:
+        return self._stub_of(judge_pb2_grpc.JudgeServiceStub)
+
     async def compare(
         self,
         conversation: Conversation,
@@ -69,7 +73,7 @@ class JudgeClient(ServiceClient):
             chain_of_thought=requests.chain_of_thought_message(chain_of_thought),
             weight_version=requests.text("weight_version", weight_version),
         )
-        method = judge_pb2_grpc.JudgeServiceStub(self._channel).Compare
+        method = self._stub.Compare
         return await self._call(method, request, replies.comparison, timeout)
 
     async def score(
@@ -111,7 +115,7 @@ class JudgeClient(ServiceClient):
             min_option_mass=min_option_mass,
             weight_version=requests.text("weight_version", weight_version),
         )
-        method = judge_pb2_grpc.JudgeServiceStub(self._channel).Score
+        method = self._stub.Score
         return await self._call(method, request, replies.score, timeout)
 
     async def rank(
@@ -156,5 +160,5 @@ class JudgeClient(ServiceClient):
             min_option_mass=min_option_mass,
             weight_version=requests.text("weight_version", weight_version),
         )
-        method = judge_pb2_grpc.JudgeServiceStub(self._channel).Rank
+        method = self._stub.Rank
         return await self._call(method, request, replies.ranking, timeout)

@@ -19,6 +19,10 @@ class PolicyClient(ServiceClient):
 
     HEALTH_NAME = "solon.v1.PolicyService"
 
+    @property
+    def _stub(self) -> policy_pb2_grpc.PolicyServiceStub:
+        return self._stub_of(policy_pb2_grpc.PolicyServiceStub)
+
     async def generate(
         self,
         conversation: Conversation,
@@ -53,7 +57,7 @@ class PolicyClient(ServiceClient):
             return_tokens=return_tokens,
             weight_version=requests.text("weight_version", weight_version),
         )
-        method = policy_pb2_grpc.PolicyServiceStub(self._channel).Generate
+        method = self._stub.Generate
         result = await self._call(method, request, replies.generated, timeout)
         if len(result.completions) != n:
             raise BadReply(
@@ -105,7 +109,7 @@ class PolicyClient(ServiceClient):
     async def _pieces(
         self, request: policy_pb2.StreamGenerateRequest, timeout: float | None, span: Span
     ) -> AsyncGenerator[Piece, None]:
-        method = policy_pb2_grpc.PolicyServiceStub(self._channel).StreamGenerate
+        method = self._stub.StreamGenerate
         ended = False
         stream = self._stream(method, request, replies.piece, timeout, span)
         async with aclosing(stream) as pieces:

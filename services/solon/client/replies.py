@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC
 from typing import TypeVar
 
+from google.protobuf.duration_pb2 import Duration
+
 from solon.client.errors import BadReply
 from solon.client.types import (
     Comparison,
@@ -249,11 +251,12 @@ def _usage(usage: common_pb2.Usage) -> Usage:
     )
 
 
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
 def _timing(timing: common_pb2.Timing) -> Timing:
-    return Timing(
-        queue=timing.queue.ToTimedelta().total_seconds(),
-        inference=timing.inference.ToTimedelta().total_seconds(),
-    )
+    return Timing(queue=_seconds(timing.queue), inference=_seconds(timing.inference))
 
 
 def _tokens(tokens: Iterable[common_pb2.Token]) -> tuple[Token, ...]:

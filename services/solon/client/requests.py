@@ -7,7 +7,7 @@ channels or replies.
 
 from __future__ import annotations
 
-import random
+import secrets
 from collections.abc import Sequence
 from typing import TypeVar
 from uuid import uuid4
@@ -44,7 +44,7 @@ def new_request_id() -> str:
 
 def new_seed() -> int:
     """A random seed, in [0, 2**64)."""
-    return random.SystemRandom().getrandbits(64)
+    return secrets.randbits(64)
 
 
 def text(field: str, value: Text) -> Text:

@@ -57,7 +57,7 @@ class Policy:
         session = Session(self._engine, weight_version=weight_version)
         seeds = [sample_seed(sampling.seed, index) for index in range(n)]
         made = await session.generate_all(
-            [(conversation, replace(sampling, seed=seed)) for seed in seeds]
+            [(conversation, sampling if n == 1 else replace(sampling, seed=seed)) for seed in seeds]
         )
         return Answers(
             samples=tuple(

@@ -3,7 +3,7 @@
 A caller that lost the connection asks again with the same request_id and gets the same answer,
 from where the work stands; nothing is inferred twice. An answer that failed is forgotten, so that
 trying again tries again. Work that nobody waits for any more is cancelled. Knows nothing of gRPC,
-nor of what an answer holds.
+nor of what the messages say: it keeps them as the wire has them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import NamedTuple
 
-from google.protobuf.message import Message
-
 from solon.serving.errors import RequestIdReused
 
 _OVERHEAD = 700
 """Bytes that an answer takes besides its messages' own, as measured; most are small."""
 
-Put = Callable[[Message], None]
+Put = Callable[[bytes], None]
 """Hands a message to whoever waits for it."""
 Work = Callable[[Put], Awaitable[None]]
 """Makes the messages, of which a unary call has one."""
@@ -87,7 +85,7 @@ class Answers:
         answer.task = asyncio.create_task(self._work(answer, work))
         return answer
 
-    async def read(self, answer: Answer) -> AsyncGenerator[Message, None]:
+    async def read(self, answer: Answer) -> AsyncGenerator[bytes, None]:
         """The answer's messages from the first on, as they come.
 
         Closing this stops the work, if nobody else waits for it.
@@ -101,7 +99,7 @@ class Answers:
             while True:
                 while read < len(answer.messages):
                     read += 1
-                    yield answer.message(read - 1)
+                    yield answer.messages[read - 1]
                 if answer.ended:
                     break
                 # nothing came since the messages were looked at, or it was yielded above
@@ -110,7 +108,7 @@ class Answers:
         finally:
             await self._left(answer)
 
-    async def only(self, answer: Answer) -> Message:
+    async def only(self, answer: Answer) -> bytes:
         """The message of a unary call, when it has come.
 
         Cancelling this stops the work, if nobody else waits for it.
@@ -123,7 +121,7 @@ class Answers:
             while not answer.ended:
                 await answer.changed()
             answer.raise_error()
-            return answer.message(0)
+            return answer.messages[0]
         finally:
             await self._left(answer)
 
@@ -155,7 +153,6 @@ class Answers:
         if self._window <= 0 or answer.size > self._most_bytes:
             return
         answer.expires = self._clock() + self._window
-        answer.pack()
         self._finished[answer.key] = answer
         self._bytes += answer.size
         while self._bytes > self._most_bytes:
@@ -169,16 +166,6 @@ class Answers:
     def _forget_oldest(self) -> None:
         _, answer = self._finished.popitem(last=False)
         self._bytes -= answer.size
-
-
-class _Packed(NamedTuple):
-    """A message as the wire has it."""
-
-    type: type[Message]
-    body: bytes
-
-    def unpacked(self) -> Message:
-        return self.type.FromString(self.body)
 
 
 class Answer:
@@ -208,26 +195,14 @@ class Answer:
         self.ended = False
         self.error: BaseException | None = None
         self.task: asyncio.Task[None] | None = None
-        self.messages: list[Message | _Packed] = []
+        self.messages: list[bytes] = []
         self._changed: asyncio.Event | None = None
 
-    def put(self, message: Message) -> None:
+    def put(self, message: bytes) -> None:
         """Hand a message to all who wait."""
         self.messages.append(message)
-        self.size += message.ByteSize()
+        self.size += len(message)
         self._wake()
-
-    def message(self, index: int) -> Message:
-        """One of those that came."""
-        message = self.messages[index]
-        return message if isinstance(message, Message) else message.unpacked()
-
-    def pack(self) -> None:
-        """Keep the bytes only: an answer of many tokens is five times as large as a message."""
-        self.messages = [
-            _Packed(type(m), m.SerializeToString()) if isinstance(m, Message) else m
-            for m in self.messages
-        ]
 
     def end(self) -> None:
         """No more messages come."""

@@ -153,9 +153,8 @@ def timing(taken: base.Timing) -> common_pb2.Timing:
 
 
 def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration
+    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
+    return Duration(seconds=whole, nanos=nanos)
 
 
 def _principle(message: common_pb2.Principle) -> Principle:

@@ -107,7 +107,7 @@ class _Call:
 
     def count(self, response: Message) -> None:
         """Add up what a response says it cost. A stream's messages each have a share."""
-        if self.replayed or "usage" not in response.DESCRIPTOR.fields_by_name:
+        if "usage" not in response.DESCRIPTOR.fields_by_name:
             return
         usage, timing = response.usage, response.timing  # type: ignore[attr-defined]
         queued = _seconds(timing.queue)
@@ -145,7 +145,10 @@ class _Call:
                 **self._known(),
                 **fields,
             }
-            _LOG.log(level, "call", extra={"fields": line})
+            # as Logger.log would, which looks for the line of code that calls it
+            record = logging.LogRecord(_LOG.name, level, __file__, 0, "call", None, None)
+            record.fields = line
+            _LOG.handle(record)
 
     def _known(self) -> dict[str, str | float]:
         return {
@@ -219,28 +222,26 @@ class Guard(grpc.aio.ServerInterceptor):
             if found.response_streaming
             else (grpc.unary_unary_rpc_method_handler, self._unary(method, handler))
         )
-        # no deserializer: a body that is no message is then refused like any other mistake
-        return make(
-            behaviour, request_deserializer=None, response_serializer=handler.response_serializer
-        )
+        # bodies are read here: one that is no message is then refused like any other mistake; and
+        # answers are written here: they are kept as the wire has them
+        return make(behaviour, request_deserializer=None, response_serializer=None)
 
     def _unary(self, method: _Method, handler: _Handler) -> Callable[[bytes, Context], Any]:
-        async def serve(call: _Call, body: bytes, context: Context) -> Message:
+        async def serve(call: _Call, body: bytes, context: Context) -> bytes:
             request = self._admitted(call, body, handler, context)
 
+            async def made() -> bytes:
+                response = await handler.unary_unary(request, context)
+                call.count(response)
+                return handler.response_serializer(response)
+
             async def work(put: Put) -> None:
-                put(await handler.unary_unary(request, context))
+                put(await made())
 
             answer = self._answer(call, request, context, work)
-            response = (
-                await handler.unary_unary(request, context)
-                if answer is None
-                else await self._answers.only(answer)
-            )
-            call.count(response)
-            return response
+            return await (made() if answer is None else self._answers.only(answer))
 
-        async def answer(body: bytes, context: Context) -> Message | None:
+        async def answer(body: bytes, context: Context) -> bytes | None:
             return await self._ending(method, body, context, serve)
 
         return answer
@@ -251,21 +252,22 @@ class Guard(grpc.aio.ServerInterceptor):
         async def serve(call: _Call, body: bytes, context: Context) -> None:
             request = self._admitted(call, body, handler, context)
 
+            async def made() -> AsyncGenerator[bytes, None]:
+                async with aclosing(handler.unary_stream(request, context)) as responses:
+                    async for response in responses:
+                        call.count(response)
+                        yield handler.response_serializer(response)
+
             async def work(put: Put) -> None:
-                async with aclosing(handler.unary_stream(request, context)) as made:
-                    async for response in made:
-                        put(response)
+                async with aclosing(made()) as messages:
+                    async for message in messages:
+                        put(message)
 
             answer = self._answer(call, request, context, work)
-            responses = (
-                handler.unary_stream(request, context)
-                if answer is None
-                else self._answers.read(answer)
-            )
-            async with aclosing(responses):
-                async for response in responses:
-                    call.count(response)
-                    await context.write(response)
+            messages = made() if answer is None else self._answers.read(answer)
+            async with aclosing(messages):
+                async for message in messages:
+                    await context.write(message)
 
         async def answer(body: bytes, context: Context) -> None:
             await self._ending(method, body, context, serve)

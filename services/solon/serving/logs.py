@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from solon import tracing
 
 _ROOT = "solon"
+_encoded = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,7 +32,7 @@ class JsonFormatter(logging.Formatter):
             **getattr(record, "fields", {}),
             **tracing.ids(),
         }
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _encoded(line)
 
 
 def configure(level: str) -> None:
@@ -41,6 +42,8 @@ def configure(level: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger(_ROOT).setLevel(level)
     logging.captureWarnings(capture=True)
+    # nothing of these is in a line, and every record would look them up
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def cause(error: BaseException, *, verbose: bool) -> dict[str, object]:

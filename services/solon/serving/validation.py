@@ -160,6 +160,8 @@ class _Field:
     """Of a message's fields."""
     known: Mapping[int, str]
     """An enum's values."""
+    is_flat: bool
+    """Whether there is nothing to look at within the value."""
 
 
 @dataclass(slots=True)
@@ -190,7 +192,7 @@ class RuleBook:
         self._shapes: dict[str, _Shape] = {}
 
     def violations(self, message: Message) -> list[Violation]:
-        """Every broken rule in the message and all below it, in the order of the fields."""
+        """What is wrong in the message and all below it, in the order of the fields."""
         found: list[Violation] = []
         _walk(message, self._shape(cast("Descriptor", message.DESCRIPTOR)), "", found)
         return found
@@ -212,6 +214,7 @@ class RuleBook:
         if not (rules or field.message_type or field.enum_type):
             return None
         values = field.enum_type.values if field.enum_type else ()
+        for_each = tuple(rule.rule for rule in rules if isinstance(rule, Each))
         return _Field(
             name=field.name,
             has_presence=field.has_presence,
@@ -219,9 +222,10 @@ class RuleBook:
             required=any(isinstance(rule, Required) for rule in rules),
             counts=tuple(rule for rule in rules if isinstance(rule, Count)),
             rules=tuple(r for r in rules if not isinstance(r, Count | Each | Required)),
-            for_each=tuple(rule.rule for rule in rules if isinstance(rule, Each)),
+            for_each=for_each,
             below=self._shape(field.message_type) if field.message_type else None,
             known={value.number: value.name for value in values},
+            is_flat=not (for_each or field.message_type or field.enum_type),
         )
 
 
@@ -233,21 +237,21 @@ def _walk(message: Message, shape: _Shape, path: str, found: list[Violation]) ->
                 found.append(Violation(_at(path, field.name), "required, but not set"))
             continue
         value = getattr(message, field.name)
-        if field.counts and (complaints := _complaints(value, field.counts)):
+        if field.counts and (text := _complaint(value, field.counts)) is not None:
             # looked into no further: a request has room for millions of items
             crowded = True
-            found.append(Violation(_at(path, field.name), complaints[0]))
+            found.append(Violation(_at(path, field.name), text))
             continue
-        if field.rules:
-            here = _at(path, field.name)
-            found += [Violation(here, text) for text in _complaints(value, field.rules)]
+        if field.rules and (text := _complaint(value, field.rules)) is not None:
+            found.append(Violation(_at(path, field.name), text))
+        if field.is_flat:
+            continue
+        here = _at(path, field.name)
         if field.is_repeated:
             for index, item in enumerate(value):
-                here = f"{_at(path, field.name)}[{index}]"
-                found += [Violation(here, text) for text in _complaints(item, field.for_each)]
-                _look_into(item, field, here, found)
+                _look_into(item, field, f"{here}[{index}]", found)
         else:
-            _look_into(value, field, _at(path, field.name), found)
+            _look_into(value, field, here, found)
     if crowded:
         return
     for rule in shape.rules:
@@ -256,6 +260,8 @@ def _walk(message: Message, shape: _Shape, path: str, found: list[Violation]) ->
 
 def _look_into(value: Any, field: _Field, path: str, found: list[Violation]) -> None:
     """A field's value, or an item of a list's."""
+    if (text := _complaint(value, field.for_each)) is not None:
+        found.append(Violation(path, text))
     if field.below is not None:
         _walk(value, field.below, path, found)
     elif field.known and value not in field.known:
@@ -263,8 +269,12 @@ def _look_into(value: Any, field: _Field, path: str, found: list[Violation]) -> 
         found.append(Violation(path, f"expected one of {known}, got {value}"))
 
 
-def _complaints(value: Any, rules: Sequence[Rule]) -> list[str]:
-    return [text for rule in rules if (text := rule.complaint(value)) is not None]
+def _complaint(value: Any, rules: Sequence[Rule]) -> str | None:
+    """The first one."""
+    for rule in rules:
+        if (text := rule.complaint(value)) is not None:
+            return text
+    return None
 
 
 def _at(path: str, name: str) -> str:
