@@ -9,10 +9,12 @@ from __future__ import annotations
 from solon.engine.base import Engine, InvalidInput
 from solon.engine.options import EngineOptions
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "create"]
+__all__ = ["COMPUTING", "ENGINES", "Engine", "EngineOptions", "create"]
 
 ENGINES = ("transformers", "scripted")
 """The names that ``create`` knows."""
+COMPUTING = frozenset({"transformers"})
+"""Those that keep the interpreter busy that they run in."""
 
 
 def create(name: str, options: EngineOptions) -> Engine:

@@ -27,6 +27,8 @@ class UsageError(Exception):
 class ServerOptions:
     """How a service process runs."""
 
+    program: str = "solon"
+    """Which one it is, such as ``solon-judge``."""
     host: str = "127.0.0.1"
     """Address to bind."""
     port: int = 0
@@ -52,6 +54,9 @@ class ServerOptions:
     """Bound of the answers that are kept for that."""
     engine: str = "transformers"
     """What runs the model."""
+    engine_process: str = "auto"
+    """``own``: the engine has a process of its own; ``shared``: it has the server's; ``auto``: its
+    own, if it computes in Python."""
     model: str = ""
     """Path or name of the model, as the engine understands it."""
     weight_version: str = "initial"
@@ -101,7 +106,7 @@ def parse(program: str, argv: Sequence[str], *, takes_constitutions: bool) -> Se
     values["constitutions"] = tuple(values.get("constitutions", ()))
     values["weights_from"] = tuple(values["weights_from"])
     values["engine_options"] = dict(values["engine_options"])
-    options = ServerOptions(**values)
+    options = ServerOptions(program=program, **values)
     _check_tls(options)
     _check_bind(options)
     return options
@@ -276,6 +281,12 @@ def _add_model_flags(parser: argparse.ArgumentParser, defaults: ServerOptions) -
     add = parser.add_argument
     count = _integer(1, 2**31 - 1)
     add("--engine", default=defaults.engine, help="what runs the model")
+    add(
+        "--engine-process",
+        choices=("auto", "own", "shared"),
+        default=defaults.engine_process,
+        help="whether it shares the server's process (auto: the scripted engine does)",
+    )
     add("--model", default=defaults.model, metavar="PATH_OR_NAME", help="the model")
     add(
         "--weight-version",

@@ -19,9 +19,10 @@ from typing import NoReturn
 import uvloop
 
 from solon.constitution import ConstitutionError
-from solon.engine import EngineOptions, create
-from solon.engine.base import EngineError, InvalidInput
+from solon.engine import COMPUTING, EngineOptions, create
+from solon.engine.base import EngineError, EngineFailed, InvalidInput
 from solon.serving import logs
+from solon.serving.apart.engine import ApartEngine
 from solon.serving.constitutions import Library
 from solon.serving.options import ServerOptions, UsageError, parse
 from solon.serving.server import Resources, Role, Server
@@ -65,10 +66,21 @@ def resources_of(options: ServerOptions) -> Resources:
         library = Library.read(options.constitutions)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    own = options.engine_process == "own"
+    if not own and (options.engine_process == "shared" or options.engine not in COMPUTING):
+        return Resources(
+            engine=create(options.engine, engine_options),
+            library=library,
+            max_tokens_default=options.max_tokens_default,
+        )
+    apart = ApartEngine(
+        options.engine, engine_options, service=options.program, log_level=options.log_level
+    )
     return Resources(
-        engine=create(options.engine, engine_options),
+        engine=apart,
         library=library,
         max_tokens_default=options.max_tokens_default,
+        lost=apart.lost,
     )
 
 
@@ -117,7 +129,7 @@ async def _serve(
         _exit_now(0)
     ready.write({**where, "pid": os.getpid()})
     _LOG.info("serving", extra={"fields": where})
-    await stopped.wait()
+    await _stopped_or_lost(server, stopped)
     _LOG.info("draining")
     ready.remove()
     await server.drain()
@@ -135,6 +147,22 @@ async def _loaded(server: Server, stopped: asyncio.Event) -> bool:
     elif (error := loading.exception()) is not None:
         raise error
     return loading.done()
+
+
+async def _stopped_or_lost(server: Server, stopped: asyncio.Event) -> None:
+    """Return at a signal.
+
+    Raises:
+        EngineFailed: The engine is gone: a new process must take this one's place.
+    """
+    signalled, lost = asyncio.create_task(stopped.wait()), asyncio.create_task(server.lost())
+    await asyncio.wait({signalled, lost}, return_when=asyncio.FIRST_COMPLETED)
+    if lost.done() and not signalled.done():
+        signalled.cancel()
+        reason = lost.result()
+        _LOG.error("engine lost", extra={"fields": {"reason": reason}})
+        raise EngineFailed(reason)
+    lost.cancel()
 
 
 def _stop_signal() -> asyncio.Event:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -45,6 +45,8 @@ class Resources:
     library: Library
     max_tokens_default: int
     """max_tokens of requests that bring none."""
+    lost: Callable[[], Awaitable[str]] | None = None
+    """Returns, when the engine can answer nothing any more, why. None: it never comes to that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +79,7 @@ class Server:
         self.instance_id = uuid4().hex
         """Different in each process: tells a restart."""
         self._engine = resources.engine
+        self._lost = resources.lost
         self._options = options
         self._health = Health([role.service.full_name, _CONTROL.full_name])
         try:
@@ -193,6 +196,13 @@ class Server:
         """
         await self._engine.start()
         self._health.enter(Phase.SERVING)
+
+    async def lost(self) -> str:
+        """Return, when the engine can answer nothing any more, why; most never do."""
+        if self._lost is None:
+            await asyncio.Event().wait()
+            raise AssertionError("nobody sets it")
+        return await self._lost()
 
     async def drain(self) -> None:
         """Stop without losing a call: NOT_SERVING, settle, accept no more, finish, close."""

@@ -9,7 +9,8 @@ around a client, sets up the SDK. The spans, from the outside in::
             └── solon.v1.JudgeService/Compare       the client: an event for each failed attempt
                 └── solon.v1.JudgeService/Compare   the server
                     └── engine.score                one use of the model, or ``engine.generate``
-                        └── engine.batch            what the model does for many of those at once
+                        └── engine.request          the same, where the engine has its own process
+                            └── engine.batch        what the model does for many of those at once
 
 A batch serves many requests: it is linked with the span of each, both ways. Generations have one
 while their prompts are computed; of the steps that follow, each in other company, their own spans
@@ -23,12 +24,24 @@ from __future__ import annotations
 
 from opentelemetry.trace import Span
 
-from solon.tracing.spans import batch, call, current, ended, headers, ids, serving, span, within
+from solon.tracing.spans import (
+    batch,
+    call,
+    continued,
+    current,
+    ended,
+    headers,
+    ids,
+    serving,
+    span,
+    within,
+)
 
 __all__ = [
     "Span",
     "batch",
     "call",
+    "continued",
     "current",
     "ended",
     "headers",

@@ -50,6 +50,20 @@ def span(name: str) -> Iterator[Span]:
         yield begun
 
 
+@contextmanager
+def continued(name: str, received: Mapping[str, str]) -> Iterator[Span]:
+    """As ``span``, of work that another process asked for; none if it does not trace.
+
+    ``received``: its ``headers``.
+    """
+    if not received:
+        yield current()
+        return
+    begun = _TRACER.start_span(name, propagate.extract(received))
+    with _marked(begun), _entered(begun):
+        yield begun
+
+
 async def within(name: str, items: AsyncIterator[Item]) -> AsyncGenerator[tuple[Span, Item], None]:
     """Items that are made in a span, as ``span`` has it, each with the span.
 
