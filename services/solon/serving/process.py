@@ -7,6 +7,7 @@ Exit codes: 2 for the mistake of whoever started it (one line on stderr), 0 afte
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -127,6 +128,7 @@ async def _serve(
         # a thread that loads a model cannot be cancelled, and the interpreter would wait for it
         _LOG.info("stopped while loading")
         _exit_now(0)
+    _collect_seldom()
     ready.write({**where, "pid": os.getpid()})
     _LOG.info("serving", extra={"fields": where})
     await _stopped_or_lost(server, stopped)
@@ -134,6 +136,17 @@ async def _serve(
     ready.remove()
     await server.drain()
     _LOG.info("stopped")
+
+
+def _collect_seldom() -> None:
+    """Let the garbage collector leave alone what stays, and look less often at what comes.
+
+    With thousands of calls in flight, looking through all that they hold took an eighth of the
+    server's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 async def _loaded(server: Server, stopped: asyncio.Event) -> bool:

@@ -7,6 +7,7 @@ something changed. Ends with the server, however that ends. Knows nothing of gRP
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -100,6 +101,9 @@ class Child:
         engine = create(self._name, options)
         await engine.start()
         self._engine = engine
+        # a model's half a million objects stay: looking through them stops every request
+        gc.collect()
+        gc.freeze()
         self._tell()
         return engine.info
 
