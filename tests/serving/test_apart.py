@@ -167,6 +167,8 @@ async def test_a_process_that_dies_fails_its_calls_and_says_how() -> None:
     assert await engine.lost() == "the engine's process ended with signal 9"
     with pytest.raises(BackendUnavailable, match="signal 9"):
         await engine.generate(ASKED, SAMPLING)
+    with pytest.raises(BackendUnavailable, match="signal 9"):
+        engine.load()
     await engine.close()
 
 

@@ -106,8 +106,8 @@ def judge() -> Iterator[Any]:
     """Start judges; what is left of them is killed at the end."""
     started: list[Program] = []
 
-    def start(**variables: str) -> Program:
-        flags = ("--engine=scripted", "--constitution=core", "--settle-seconds=0")
+    def start(*more: str, **variables: str) -> Program:
+        flags = ("--engine=scripted", "--constitution=core", "--settle-seconds=0", *more)
         started.append(Program("-m", "solon.judge.server", *flags, **variables))
         return started[-1]
 

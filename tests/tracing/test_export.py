@@ -83,6 +83,25 @@ async def test_a_service_sends_its_part_of_the_trace_and_logs_its_id(
     assert SECRET not in str(collector.received)
 
 
+async def test_the_engines_own_process_sends_its_part_of_the_same_trace(
+    spans: Spans, collector: Collector, judge: Any
+) -> None:
+    program = judge("--engine-process=own", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)
+    await compare(program)
+    assert program.end(signal.SIGTERM) == 0
+    called = spans.one(COMPARE)
+    assert called.context is not None
+    scored, asked = collector.one("engine.score"), collector.one("engine.request")
+    batch = collector.one("engine.batch")
+    assert asked.parent_span_id == scored.span_id
+    assert {scored.trace_id, asked.trace_id, batch.trace_id} == {
+        called.context.trace_id.to_bytes(16)
+    }
+    assert [link.span_id for link in batch.links] == [asked.span_id]
+    assert {one["service.name"] for one in collector.resources} == {"solon-judge"}
+    assert SECRET not in str(collector.received)
+
+
 async def test_a_failed_call_has_its_code_and_reason(
     spans: Spans, collector: Collector, judge: Any
 ) -> None:

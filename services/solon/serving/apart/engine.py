@@ -185,11 +185,17 @@ class ApartEngine:
 
     @property
     def _known(self) -> State:
-        if self._closed:
-            raise EngineFailed("the engine is closed")
+        self._check()
         if self._state is None:
             raise EngineFailed("the engine is not started")
         return self._state
+
+    def _check(self) -> None:
+        """Raise, if nobody is there to do anything."""
+        if self._closed:
+            raise EngineFailed("the engine is closed")
+        if self._lost is not None and self._lost.done():
+            raise BackendUnavailable(self._lost.result())
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         """The answer. Who is cancelled leaves when the engine has let go of the work."""
@@ -212,12 +218,9 @@ class ApartEngine:
     def _send(
         self, method: str, arguments: tuple[Any, ...], answered: Callable[[Reply], None]
     ) -> int:
-        if self._closed:
-            raise EngineFailed("the engine is closed")
+        self._check()
         if self._frames is None:
             raise EngineFailed("the engine is not started")
-        if self._lost is not None and self._lost.done():
-            raise BackendUnavailable(self._lost.result())
         number = next(self._numbers)
         self._waiting[number] = answered
         headers = dict(tracing.headers(tracing.current())) or None
