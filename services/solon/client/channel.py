@@ -28,6 +28,9 @@ _BETWEEN_RESOLUTIONS_MS = 1_000
 
 _LOOPBACK = re.compile(r"(ipv4:|ipv6:|dns:///)?(127\.|localhost:|\[::1\])")
 
+_WINDOW_BYTES = 1024 * 1024
+"""Of what a server may send before it is read."""
+
 
 def open_channel(
     address: str,
@@ -61,6 +64,9 @@ def open_channel(
         # look twice a minute at most
         ("grpc.dns_min_time_between_resolutions_ms", _BETWEEN_RESOLUTIONS_MS),
         ("grpc.max_receive_message_length", max_message_bytes),
+        # as the servers have it
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
     ]
     if is_loopback(address):
         # gRPC sends even loopback through http_proxy unless no_proxy says otherwise

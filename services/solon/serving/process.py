@@ -146,7 +146,7 @@ def _collect_seldom() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 5, 5)
 
 
 async def _loaded(server: Server, stopped: asyncio.Event) -> bool:

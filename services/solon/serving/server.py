@@ -33,6 +33,7 @@ from solon.serving.tls import TlsError, TlsFiles, server_credentials
 from solon.serving.tokens import ENVIRONMENT, TokenError, Tokens
 from solon.v1 import control_pb2, control_pb2_grpc
 
+_WINDOW_BYTES = 1024 * 1024
 _LOG = logging.getLogger(__name__)
 _CONTROL = control_pb2.DESCRIPTOR.services_by_name["ControlService"]
 
@@ -240,6 +241,10 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         # gRPC spreads it by a tenth, so that clients do not all come back at once; the calls of an
         # old connection have no limit of their own
         ("grpc.max_connection_age_ms", round(options.max_connection_age * 1000)),
+        # windows of a fixed size, larger than most messages: to measure what the line holds takes
+        # pings beside every call
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         # clients may ping idle connections this often, in ms
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
 from typing import TypeVar
 
 from opentelemetry import propagate, trace
@@ -36,32 +36,23 @@ def ids() -> dict[str, str]:
     }
 
 
-@contextmanager
-def span(name: str) -> Iterator[Span]:
+def span(name: str) -> AbstractContextManager[Span]:
     """A piece of work as a span, the current one in the block; an exception marks it by type.
 
     Not in a generator, which would leave it to its caller with every ``yield``: see ``within``.
     """
     begun = _TRACER.start_span(name)
-    if _is_idle(begun):
-        yield begun
-        return
-    with _marked(begun), _entered(begun):
-        yield begun
+    return nullcontext(begun) if _is_idle(begun) else _worked_in(begun)
 
 
-@contextmanager
-def continued(name: str, received: Mapping[str, str]) -> Iterator[Span]:
+def continued(name: str, received: Mapping[str, str]) -> AbstractContextManager[Span]:
     """As ``span``, of work that another process asked for; none if it does not trace.
 
     ``received``: its ``headers``.
     """
     if not received:
-        yield current()
-        return
-    begun = _TRACER.start_span(name, propagate.extract(received))
-    with _marked(begun), _entered(begun):
-        yield begun
+        return nullcontext(current())
+    return _worked_in(_TRACER.start_span(name, propagate.extract(received)))
 
 
 async def within(name: str, items: AsyncIterator[Item]) -> AsyncGenerator[tuple[Span, Item], None]:
@@ -92,20 +83,16 @@ def call(method: str) -> Span:
     return _rpc(method, SpanKind.CLIENT, None)
 
 
-@contextmanager
-def serving(method: str, received: Mapping[str, str | bytes]) -> Iterator[Span]:
+def serving(method: str, received: Mapping[str, str | bytes]) -> AbstractContextManager[Span]:
     """The span of a call that a service answers, the current one in the block.
 
     Args:
         method: As for ``call``.
         received: The call's metadata, which may name the caller's span.
     """
-    begun = _rpc(method, SpanKind.SERVER, propagate.extract(received))
-    if _is_idle(begun):
-        yield begun
-        return
-    with _entered(begun, end_on_exit=True):
-        yield begun
+    untold = _propagated().isdisjoint(received)
+    begun = _rpc(method, SpanKind.SERVER, None if untold else propagate.extract(received))
+    return nullcontext(begun) if _is_idle(begun) else _entered(begun, end_on_exit=True)
 
 
 def headers(begun: Span) -> tuple[tuple[str, str], ...]:
@@ -135,8 +122,7 @@ def ended(begun: Span, code: int, reason: str | None = None, *, failed: bool = F
         begun.set_status(Status(StatusCode.ERROR, reason))
 
 
-@contextmanager
-def batch(kind: str, spans: Iterable[Span], *, sequences: int) -> Iterator[None]:
+def batch(kind: str, spans: Iterable[Span], *, sequences: int) -> AbstractContextManager[None]:
     """The span of what the model does for several requests at once, linked with that of each.
 
     A span keeps as many links as the SDK allows: 128, unless the environment says otherwise.
@@ -148,8 +134,7 @@ def batch(kind: str, spans: Iterable[Span], *, sequences: int) -> Iterator[None]
     """
     traced = [one for one in dict.fromkeys(spans) if one.is_recording()]
     if not traced:
-        yield
-        return
+        return nullcontext()
     size = {"solon.batch.sequences": sequences}
     begun = _TRACER.start_span(
         "engine.batch",
@@ -160,8 +145,7 @@ def batch(kind: str, spans: Iterable[Span], *, sequences: int) -> Iterator[None]
     )
     for one in traced:
         one.add_link(begun.get_span_context(), size)
-    with _marked(begun):
-        yield
+    return _marked(begun)
 
 
 # as a block in which the span is the current one
@@ -171,6 +155,18 @@ _entered = partial(trace.use_span, record_exception=False, set_status_on_excepti
 def _is_idle(begun: Span) -> bool:
     """Whether neither this process nor its caller traces."""
     return not begun.get_span_context().is_valid
+
+
+@cache
+def _propagated() -> set[str]:
+    """Metadata that may name a caller's span."""
+    return propagate.get_global_textmap().fields
+
+
+@contextmanager
+def _worked_in(begun: Span) -> Iterator[Span]:
+    with _marked(begun), _entered(begun):
+        yield begun
 
 
 @contextmanager

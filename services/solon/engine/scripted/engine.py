@@ -138,7 +138,8 @@ class ScriptedEngine:
                 queued, version = place.queued, self._version
                 await self._gate.spend(self._own.latency)
                 for token in tokens:
-                    await self._gate.spend(self._own.token_latency)
+                    if self._own.token_latency:
+                        await self._gate.spend(self._own.token_latency)
                     made.append(token)
                     yield GenerationPiece(text=token.text, tokens=(token,), weight_version=version)
         except Aborted:
