@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -21,6 +22,22 @@ def test_the_commands_of_the_tour(tour: Any) -> None:
     assert "harmful compliance" in tour.stdout
     assert "Judge, on" in tour.stdout
     assert (tour.run / "evaluation.json").exists()
+    assert "preferences: " in tour.stdout
+
+
+def test_why_the_tours_run_has_what_it_has(tour: Any) -> None:
+    solon = (sys.executable, "-m", "solon.trainer.cli", "explain", str(tour.run))
+    (known,) = printed(*solon, "--json", cwd=tour.run)
+    explained = [
+        json.loads(printed(*solon, name, "--json", cwd=tour.run)[0])
+        for name in json.loads(known)["preferences"][:3]
+    ]
+    pairs = [pair for one in explained for pair in one["preferences"]["comparisons"]]
+    used = {verdict["principle_id"] for pair in pairs for verdict in pair["principles"]}
+    assert used
+    assert used <= {name for one in explained for name in one["principles"]}
+    shown = printed(*solon, explained[0]["id"], cwd=tour.run)
+    assert any(explained[0]["preferences"]["responses"][0]["text"] in line for line in shown)
 
 
 @pytest.fixture(scope="module")

@@ -374,6 +374,32 @@ def test_a_judge_that_cannot_decide_stops_the_run_instead_of_making_labels(
     assert {pair["probability_a"] for pair in comparisons} == {None}
 
 
+def test_a_judge_that_always_says_a_ends_near_a_half_and_stops_the_run(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, script = tmp_path / "run", tmp_path / "always-a.yaml"
+    script.write_text("- match: .\n  logprobs: {(A): -0.001, (B): -7.0}\n")
+    judge, ready = serve("judge", tmp_path, f"--engine-option=script={script}")
+    try:
+        biased = f"services.judge.address=127.0.0.1:{port_of(judge, ready)}"
+        assert main(["revisions", str(config), biased]) == 0
+        pretend_trained(run, "sft")
+        assert main(["preferences", str(run)]) == 1
+        said = capsys.readouterr().err
+        assert "follow the position out of" in said
+        assert "preferences.max_position_bias = 0.8" in said
+        assert main(["preferences", str(run), "preferences.max_position_bias=1.0"]) == 0
+    finally:
+        judge.terminate()
+        judge.wait(20)
+    comparisons = [
+        pair for row in records(run, "preferences", PREFERENCES) for pair in row["comparisons"]
+    ]
+    assert {round(pair["probability_a"], 6) for pair in comparisons} == {0.5}
+    summary = RunState(RunDirectory(str(run))).summary("preferences")
+    assert summary["position_bias"] == 1.0
+
+
 def test_a_full_disk_ends_the_stage_in_one_message_and_space_lets_it_finish(
     config: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,8 @@ _STAGES = {
     "rl": "reinforcement learning against the preference model",
     "evaluate": "measure every model of the run on held-out prompts",
 }
+_WITHOUT_RUN = (*calls.COMMANDS, "explain")
+"""Commands that make nothing: there is no configuration to override, and nothing to go on with."""
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -44,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     for extra in rest:
         # argparse takes no positional arguments after an option; overrides may come anywhere
-        if extra.startswith("-") or "=" not in extra or options.command in calls.COMMANDS:
-            expected = "" if options.command in calls.COMMANDS else "; expected key.path=value"
+        if extra.startswith("-") or "=" not in extra or options.command in _WITHOUT_RUN:
+            expected = "" if options.command in _WITHOUT_RUN else "; expected key.path=value"
             parser.error(f"unrecognized argument {extra!r}{expected}")
         options.overrides.append(extra)
     try:
@@ -76,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
         "check", allow_abbrev=False, help="check a configuration and all it names; run nothing"
     )
     _add_common(check, "a shipped name, a YAML file, or a run directory")
+    explain = commands.add_parser(
+        "explain", allow_abbrev=False, help="why a run has what it has: all it knows of one prompt"
+    )
+    explain.add_argument("config", metavar="RUN", help="a run directory: a path or an fsspec URL")
+    explain.add_argument(
+        "id",
+        metavar="ID",
+        nargs="?",
+        help="a prompt's, or the beginning of it; none: which there are",
+    )
+    explain.add_argument("--json", action="store_true", help="one JSON object")
     calls.add_parsers(commands)
     return parser
 
@@ -114,7 +127,7 @@ def _explained(options: argparse.Namespace) -> int:
         with exporting("solon"):
             return _command(options)
     except failures.EXPECTED as error:
-        explained = failures.explain(error, in_run=options.command not in calls.COMMANDS)
+        explained = failures.explain(error, in_run=options.command not in _WITHOUT_RUN)
         print(f"solon: error: {explained}", file=sys.stderr)
         return failures.exit_code(error)
 
@@ -122,6 +135,8 @@ def _explained(options: argparse.Namespace) -> int:
 def _command(options: argparse.Namespace) -> int:
     if options.command in calls.COMMANDS:
         return calls.run(options)
+    if options.command == "explain":
+        return _explain(options)
     from solon.trainer.config import absolute_run_dir, load_config  # noqa: PLC0415
     from solon.trainer.console import RunConsole  # noqa: PLC0415
 
@@ -134,6 +149,28 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "run":
         return asyncio.run(_stages(config, console, None, resume=options.resume))
     return asyncio.run(_stages(config, console, options.command, resume=True))
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import json  # noqa: PLC0415
+
+    import rich.console  # noqa: PLC0415
+
+    from solon.trainer.explain import explain, ids, listed, open_run, show  # noqa: PLC0415
+
+    run = open_run(options.config)
+    console = rich.console.Console(highlight=False)
+    if options.id is None:
+        lines = [json.dumps(ids(run))] if options.json else listed(run)
+        for line in lines:
+            print(line)
+        return 0
+    found = explain(run, options.id)
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show(found, console)
+    return 0
 
 
 def _check(config: RunConfig, console: RunConsole) -> int:
@@ -184,7 +221,7 @@ def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
 
 
 def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
-    if options.command in calls.COMMANDS:
+    if options.command in _WITHOUT_RUN:
         return f"solon: {why}"
     where = f" --run {options.run}" if options.run else ""
     overrides = "".join(f" {text}" for text in options.overrides)

@@ -39,7 +39,7 @@ OPERATIONAL: dict[str, Any] = {
     "services": True,
     "store": True,
     "revisions": {"max_unusable_share"},
-    "preferences": {"max_unusable_share", "max_no_verdict_share"},
+    "preferences": {"max_unusable_share", "max_no_verdict_share", "max_position_bias"},
 }
 """Keys that change no result, and so may differ when a run is resumed."""
 

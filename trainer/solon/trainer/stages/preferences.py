@@ -26,6 +26,7 @@ from solon.trainer.store import Record, RunDirectory
 
 FOLDER = "preferences"
 Split = Literal["train", "test"]
+_FOLLOWS = "follow the position"
 
 
 class _Counts:
@@ -45,27 +46,41 @@ class _Counts:
             limit=config.max_no_verdict_share,
             total=prompts * config.pairs,
         )
+        self.positions = Share(
+            what="preferences: verdicts in both orders",
+            key="preferences.max_position_bias",
+            limit=config.max_position_bias,
+            total=prompts * config.pairs,
+        )
         self.identical = 0
-        self.position_dependent = 0
+
+    @property
+    def position_bias(self) -> float | None:
+        """Of the pairs with a verdict in both orders, the part that follows the position."""
+        both = self.positions.counts.total()
+        return self.positions.counts[_FOLLOWS] / both if both else None
 
     def add(self, record: Record) -> None:
         """Count one record.
 
         Raises:
-            StageFailed: Too many unusable responses or pairs without a verdict.
+            StageFailed: Too many unusable responses, or pairs without a verdict or with one that
+                follows the position.
         """
         self.identical += record["identical"]
         self.responses.add(_outcome_of(response) for response in record["responses"])
         for pair in record["comparisons"]:
             self.pairs.add([_reason(pair) or "made"])
-            self.position_dependent += bool(prefers_position(pair))
+            if (follows := prefers_position(pair)) is not None:
+                self.positions.add([_FOLLOWS if follows else "made"])
 
 
 async def run(context: StageContext) -> Summary:
     """Make a record of every prompt that has none yet, then the exports for the preference model.
 
     Raises:
-        StageFailed: Too few verdicts or usable responses, or no pair is left to train on.
+        StageFailed: Too few verdicts or usable responses, too many verdicts that follow the
+            position, or no pair is left to train on.
         TrainerError, SolonError: As the store and the services raise.
     """
     config = context.config.preferences
@@ -89,7 +104,8 @@ async def run(context: StageContext) -> Summary:
         store=context.config.store,
         on_record=on_record,
     )
-    _require_verdicts(counts, config.max_no_verdict_share)
+    counts.pairs.end()
+    counts.positions.end()
     exported = export(context.run, test_share=config.test_share)
     return _summary(counts, len(prompts), exported)
 
@@ -102,7 +118,7 @@ def export(run: RunDirectory, *, test_share: float) -> dict[Split, int]:
     """
     rows_of: dict[Split, list[Record]] = {"train": [], "test": []}
     for record in run.parts(FOLDER, PREFERENCES).records():
-        rows_of[split_of(record["id"], test_share)].extend(_pairs(record))
+        rows_of[split_of(record["id"], test_share)].extend(pairs_of(record))
     if not rows_of["train"]:
         raise StageFailed(
             "preferences: no pair of different responses has a verdict, so that there is nothing "
@@ -216,7 +232,8 @@ def _outcome_of(response: Record) -> str:
     return {"stop": "made", "length": "truncated"}.get(response["finish_reason"], "aborted")
 
 
-def _pairs(record: Record) -> Iterator[dict[str, Any]]:
+def pairs_of(record: Record) -> Iterator[dict[str, Any]]:
+    """The rows of PREFERENCES_EXPORT that come of a record: its pairs that have a verdict."""
     for pair in record["comparisons"]:
         probability = pair["probability_a"]
         if probability is None:
@@ -247,19 +264,6 @@ def _said(response: Record) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": response["text"]}]
 
 
-def _require_verdicts(counts: _Counts, limit: float) -> None:
-    """The share over the pairs that there were, which may be fewer than was possible."""
-    reasons = counts.pairs.counts
-    total = reasons.total()
-    again = Share(
-        what="preferences: pairs without a verdict",
-        key="preferences.max_no_verdict_share",
-        limit=limit,
-        total=total,
-    )
-    again.add(reasons.elements())
-
-
 def _summary(counts: _Counts, prompts: int, exported: dict[Split, int]) -> Summary:
     pairs = counts.pairs.counts
     verdicts = pairs["made"]
@@ -272,6 +276,6 @@ def _summary(counts: _Counts, prompts: int, exported: dict[Split, int]) -> Summa
         "unusable_responses": {
             name: n for name, n in sorted(counts.responses.counts.items()) if name != "made"
         },
-        "position_bias": counts.position_dependent / verdicts if verdicts else None,
+        "position_bias": counts.position_bias,
         "exported": dict(exported),
     }

@@ -77,7 +77,7 @@ def export(run: RunDirectory, *, train_on: Literal["all", "last"]) -> int:
         StageFailed: There are none.
     """
     records = run.parts(FOLDER, REVISIONS).records()
-    examples = [example for record in records for example in _examples(record, train_on)]
+    examples = [example for record in records for example in examples_of(record, train_on)]
     if not examples:
         raise StageFailed(
             "revisions: no response or revision can be trained on; look at the records in "
@@ -149,7 +149,8 @@ def _worst(responses: list[Outcome], rounds: list[RefinedRound]) -> str:
     return next((o.value for o in everything if o is not Outcome.MADE), Outcome.MADE.value)
 
 
-def _examples(record: Record, train_on: str) -> Iterator[dict[str, Any]]:
+def examples_of(record: Record, train_on: str) -> Iterator[dict[str, Any]]:
+    """The rows of SFT_EXPORT that come of a record, of ``all`` rounds or the ``last``."""
     if record["kind"] == "helpfulness":
         for number, response in enumerate(record["responses"]):
             if response["text"].strip() and response["finish_reason"] == "stop":

@@ -66,6 +66,10 @@ class PreferencesConfig(Settings):
     """Least probability that (A) and (B) must hold together for a verdict, 0 to 1; 0 is off."""
     max_no_verdict_share: Share = 0.05
     """The stage fails when the judge gives no verdict for more than this part of the pairs."""
+    max_position_bias: Share = 0.8
+    """The stage fails when more than this part of the verdicts in both orders follow the position:
+    the judge then prefers the first response, or the second, whichever they are. Of a coin's
+    verdicts half do."""
     max_unusable_share: Share = 0.1
     """The stage fails when more than this part of the responses is empty, truncated or aborted."""
     test_share: Share = 0.1

@@ -122,6 +122,15 @@ class Share:
         self.counts: Counter[str] = Counter()
         """Outcome -> cases so far."""
 
+    def end(self) -> None:
+        """No more cases come: hold the limit to those that there were, perhaps fewer than thought.
+
+        Raises:
+            StageFailed: The share is above it.
+        """
+        self._total = self.counts.total()
+        self.add(())
+
     def add(self, outcomes: Iterable[str], *, good: str = "made") -> None:
         """Count cases; all but ``good`` are bad.
 

@@ -1,0 +1,284 @@
+"""Why a run has what it has: all that its records say of one prompt, for people and as JSON.
+
+From the prompt to the rows that training got: the response, critique and revision of every round,
+the judge's probabilities by principle and order, seeds, models, versions, digests. Reads the run
+directory, whether or not the run is still going on; asks no service. Knows nothing of how the
+records were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import rich.console
+from rich.markup import escape
+from rich.table import Table
+
+from solon.constitution import Constitution, Principle, loads
+from solon.trainer.config import SAVED_NAME, validate
+from solon.trainer.errors import RunDirectoryError
+from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
+from solon.trainer.session import CONSTITUTION_NAME
+from solon.trainer.stages import evaluate, preferences, revisions
+from solon.trainer.store import Record, RunDirectory
+from solon.trainer.yaml_source import parse
+
+_MOST_LISTED = 20
+"""Ids that are shown where none, or none that there is, was asked for."""
+
+Explanation = dict[str, Any]
+"""``id``, ``prompt``, ``revisions``, ``preferences`` (records or null), ``evaluation`` and
+``judged_pairs`` (lists of records), ``exports`` (file -> rows), ``principles`` (id -> texts)."""
+
+
+def open_run(url: str) -> RunDirectory:
+    """A run directory, to be read.
+
+    Raises:
+        RunDirectoryError: There is no run.
+    """
+    run = RunDirectory(url)
+    if not run.storage.exists(SAVED_NAME):
+        raise RunDirectoryError(
+            f"{url}: expected the directory of a run, which holds {SAVED_NAME}, got none"
+        )
+    return run
+
+
+def explain(run: RunDirectory, wanted: str) -> Explanation:
+    """All that the run's records say of one prompt.
+
+    Args:
+        run: The run.
+        wanted: The prompt's id, the beginning of it, or the id of a row that came of it: of an
+            export, an evaluation, or a judged pair.
+
+    Raises:
+        RunDirectoryError: No record has that id, or those of several prompts begin with it.
+        StoreError: A record cannot be read.
+    """
+    found = _prompt_id(run, wanted)
+    made = _one(run.parts(revisions.FOLDER, REVISIONS).records(), "id", found)
+    compared = _one(run.parts(preferences.FOLDER, PREFERENCES).records(), "id", found)
+    answered = _all(run.parts(evaluate.RESPONSES_FOLDER, EVALUATION).records(), found)
+    judged = _all(run.parts(evaluate.PAIRS_FOLDER, JUDGED_PAIRS).records(), found)
+    constitution = _constitution(run)
+    used = [r["principle_id"] for r in (made or {}).get("rounds", ())]
+    pairs = [*(compared or {}).get("comparisons", ()), *(pair["comparison"] for pair in judged)]
+    used += [verdict["principle_id"] for pair in pairs for verdict in pair["principles"]]
+    return {
+        "id": found,
+        "prompt": next(r["prompt"] for r in (made, compared, *answered) if r is not None),
+        "revisions": made,
+        "preferences": compared,
+        "evaluation": answered,
+        "judged_pairs": judged,
+        "exports": _exports(run, made, compared),
+        "principles": {
+            one.id: _texts(one) for one in constitution.principles if one.id in set(used)
+        },
+    }
+
+
+def ids(run: RunDirectory) -> dict[str, list[str]]:
+    """The ids of the prompts that the run has records of, by folder, sorted.
+
+    Raises:
+        StoreError: A record cannot be read.
+    """
+    folders = {
+        revisions.FOLDER: (REVISIONS, "id"),
+        preferences.FOLDER: (PREFERENCES, "id"),
+        evaluate.RESPONSES_FOLDER: (EVALUATION, "prompt_id"),
+    }
+    return {
+        name: sorted(set(run.parts(name, schema).column(key)))
+        for name, (schema, key) in folders.items()
+    }
+
+
+def show(explanation: Explanation, console: rich.console.Console) -> None:
+    """For people."""
+    console.rule(f"prompt {explanation['id']}")
+    for turn in explanation["prompt"]:
+        _say(console, turn["role"], turn["content"])
+    if (made := explanation["revisions"]) is not None:
+        _show_revisions(made, explanation, console)
+    if (compared := explanation["preferences"]) is not None:
+        _show_preferences(compared, explanation, console)
+    if explanation["exports"]:
+        _show_exports(explanation, console)
+    if explanation["evaluation"]:
+        _show_evaluation(explanation, console)
+
+
+def _prompt_id(run: RunDirectory, wanted: str) -> str:
+    known = sorted({one for of in ids(run).values() for one in of})
+    # rows that came of a prompt carry its id: PROMPT:r2, PROMPT:0-1, MODEL:PROMPT
+    parts = [part for part in wanted.split(":") if part]
+    exact = [one for one in known if one in parts]
+    found = exact or [one for one in known if parts and one.startswith(parts[0])]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join((found or known)[:_MOST_LISTED])
+    if found:
+        raise RunDirectoryError(
+            f"id: {wanted!r} is the beginning of {len(found)} prompts' ids, such as {listed}: "
+            "give more of it"
+        )
+    if not known:
+        raise RunDirectoryError(f"{run.url}: has no records yet")
+    raise RunDirectoryError(
+        f"id: expected a prompt that {run.url} has records of, got {wanted!r}; there are "
+        f"{len(known)}, such as {listed}"
+    )
+
+
+def _one(records: Any, key: str, value: str) -> Record | None:
+    return next((record for record in records if record[key] == value), None)
+
+
+def _all(records: Any, prompt_id: str) -> list[Record]:
+    return [record for record in records if record["prompt_id"] == prompt_id]
+
+
+def _constitution(run: RunDirectory) -> Constitution:
+    text = run.storage.read(CONSTITUTION_NAME).decode()
+    return loads(text, source=f"{run.url}/{CONSTITUTION_NAME}")
+
+
+def _texts(principle: Principle) -> dict[str, str | None]:
+    return {
+        "critique_request": principle.critique_request,
+        "revision_request": principle.revision_request,
+        "comparison_instruction": principle.comparison_instruction,
+    }
+
+
+def _exports(
+    run: RunDirectory, made: Record | None, compared: Record | None
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows for training that these records give, by the file in ``export`` that has them."""
+    saved = run.storage.read(SAVED_NAME).decode()
+    config = validate(parse(saved, f"{run.url}/{SAVED_NAME}"))
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    if made is not None:
+        found["sft/train"] = list(revisions.examples_of(made, config.revisions.train_on))
+    if compared is not None:
+        split = preferences.split_of(compared["id"], config.preferences.test_share)
+        found[f"preferences/{split}"] = list(preferences.pairs_of(compared))
+    return found
+
+
+def _show_revisions(made: Record, explanation: Explanation, console: rich.console.Console) -> None:
+    console.rule(f"{made['kind']} prompt of {made['source']}: {made['outcome']}", align="left")
+    policy = made["policy"]
+    _say(console, "made by", f"{_model(policy)}, seed {made['responses'][0]['seed']}")
+    for response in made["responses"]:
+        _say(console, "response", f"{response['text']}  [{response['finish_reason']}]")
+    if made["rounds"]:
+        digest = made["constitution_digest"][:12]
+        _say(
+            console,
+            "critic",
+            f"{made['critic_model']}, constitution {made['constitution']} ({digest}), principles "
+            f"drawn with seed {made['principle_seed']}",
+        )
+    for one in made["rounds"]:
+        texts = explanation["principles"].get(one["principle_id"], {})
+        console.rule(f"round {one['round']}: {one['principle_id']}", align="left", style="dim")
+        _say(console, "asked", texts.get("critique_request") or "")
+        if one["critique"] is not None:
+            _say(console, "critique", f"{one['critique']['text']}  [{one['critique_outcome']}]")
+        _say(console, "asked", texts.get("revision_request") or "")
+        _say(console, "revision", f"{one['revision']['text']}  [{one['revision_outcome']}]")
+
+
+def _show_preferences(
+    compared: Record, explanation: Explanation, console: rich.console.Console
+) -> None:
+    console.rule("preferences", align="left")
+    _say(console, "made by", _model(compared["policy"]))
+    for index, response in enumerate(compared["responses"]):
+        _say(console, f"response {index}", f"{response['text']}  [seed {response['seed']}]")
+    digest = compared["constitution_digest"][:12]
+    _say(
+        console,
+        "judge",
+        f"{compared['judge_model']}, constitution {compared['constitution']} ({digest})",
+    )
+    for pair in compared["comparisons"]:
+        console.print(_verdicts(pair, f"response {pair['a']} (A) against {pair['b']} (B)"))
+
+
+def _show_exports(explanation: Explanation, console: rich.console.Console) -> None:
+    console.rule("what training got of it", align="left")
+    for file, rows in explanation["exports"].items():
+        for row in rows:
+            says = (
+                row["completion"][-1]["content"]
+                if "completion" in row
+                else f"better with {row['probability']:.4f}: {row['chosen'][-1]['content']}"
+            )
+            _say(console, f"export/{file} {row['id']}", says)
+        if not rows:
+            _say(console, f"export/{file}", "nothing")
+
+
+def _show_evaluation(explanation: Explanation, console: rich.console.Console) -> None:
+    console.rule("evaluation", align="left")
+    for answer in explanation["evaluation"]:
+        truth = "" if answer["truth"] is None else f"  [{answer['truth']}]"
+        _say(console, answer["model"], answer["response"]["text"] + truth)
+    for pair in explanation["judged_pairs"]:
+        title = f"{pair['model_a']} (A) against {pair['model_b']} (B)"
+        console.print(_verdicts(pair["comparison"], title))
+
+
+def _verdicts(pair: Mapping[str, Any], title: str) -> Table:
+    """P(A is better) by principle and order."""
+    whole = _probability(pair)
+    table = Table(title=f"{title}: P(A) = {whole}", title_justify="left")
+    table.add_column("principle")
+    for heading in ("weight", "as given", "swapped", "both"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for verdict in pair["principles"]:
+        orders = {order["swapped"]: order for order in verdict["orders"]}
+        table.add_row(
+            verdict["principle_id"],
+            f"{verdict['weight']:g}",
+            *(_probability(orders.get(swapped)) for swapped in (False, True)),
+            _probability(verdict),
+            "follows the position"
+            if verdict["position_dependent"]
+            else (verdict["no_verdict_reason"] or "").replace("_", " "),
+        )
+    return table
+
+
+def _probability(of: Mapping[str, Any] | None) -> str:
+    """A verdict's, or an order's, of which there may be none."""
+    if of is None:
+        return ""
+    return "none" if of["probability_a"] is None else f"{of['probability_a']:.4f}"
+
+
+def _model(answered: Mapping[str, Any]) -> str:
+    settings: Sequence[str] = [
+        f"{key} {value:g}" for key, value in answered["sampling"].items() if value is not None
+    ]
+    return f"{answered['model']}, weights {answered['weight_version']}, {', '.join(settings)}"
+
+
+def _say(console: rich.console.Console, who: str, text: str) -> None:
+    console.print(f"[bold]{escape(who)}[/bold]: {escape(text)}", soft_wrap=True)
+
+
+def listed(run: RunDirectory) -> Iterator[str]:
+    """Lines that say which prompts there are."""
+    for folder, known in ids(run).items():
+        shown = ", ".join(known[:_MOST_LISTED])
+        more = ", ..." if len(known) > _MOST_LISTED else ""
+        yield f"{folder}: {len(known)} prompts: {shown}{more}" if known else f"{folder}: none yet"
