@@ -184,7 +184,9 @@ class Guard(grpc.aio.ServerInterceptor):
                 before they are read.
         """
         self._max_in_flight = max_in_flight
-        self._in_flight = 0
+        self.in_flight = 0
+        """Calls that have their place."""
+        self._most_in_flight = 0
         # by method: gRPC asks for the handler of every single call
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._metrics = metrics
@@ -311,11 +313,12 @@ class Guard(grpc.aio.ServerInterceptor):
             try:
                 if takes_place:
                     self._refuse_if_full()
-                self._in_flight += takes_place
+                self.in_flight += takes_place
+                self._most_in_flight = max(self._most_in_flight, self.in_flight)
                 try:
                     result = await serve(call, body, context)
                 finally:
-                    self._in_flight -= takes_place
+                    self.in_flight -= takes_place
             except asyncio.CancelledError:
                 late = context.time_remaining() == 0
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -332,10 +335,15 @@ class Guard(grpc.aio.ServerInterceptor):
         # a failed call was aborted: nothing is sent
         return None
 
+    def most_in_flight(self) -> int:
+        """The most calls that had their place at once since this was last asked."""
+        most, self._most_in_flight = self._most_in_flight, self.in_flight
+        return most
+
     def _refuse_if_full(self) -> None:
-        if self._in_flight >= self._max_in_flight:
+        if self.in_flight >= self._max_in_flight:
             raise Overloaded(
-                f"{self._in_flight} calls are in flight, which is as many as there may be: try "
+                f"{self.in_flight} calls are in flight, which is as many as there may be: try "
                 "again later",
                 retry_after=_RETRY_SECONDS,
             )

@@ -7,7 +7,6 @@ Exit codes: 2 for the mistake of whoever started it (one line on stderr), 0 afte
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from solon.engine.base import EngineError, EngineFailed, InvalidInput
 from solon.serving import logs
 from solon.serving.apart.engine import ApartEngine
 from solon.serving.constitutions import Library
+from solon.serving.garbage import collect_after_crowds, collect_seldom
 from solon.serving.options import ServerOptions, UsageError, parse
 from solon.serving.server import Resources, Role, Server
 from solon.tracing.export import TracingError, exporting
@@ -128,25 +128,18 @@ async def _serve(
         # a thread that loads a model cannot be cancelled, and the interpreter would wait for it
         _LOG.info("stopped while loading")
         _exit_now(0)
-    _collect_seldom()
+    collect_seldom()
     ready.write({**where, "pid": os.getpid()})
     _LOG.info("serving", extra={"fields": where})
-    await _stopped_or_lost(server, stopped)
+    tidying = asyncio.create_task(collect_after_crowds(server.in_flight, server.most_in_flight))
+    try:
+        await _stopped_or_lost(server, stopped)
+    finally:
+        tidying.cancel()
     _LOG.info("draining")
     ready.remove()
     await server.drain()
     _LOG.info("stopped")
-
-
-def _collect_seldom() -> None:
-    """Let the garbage collector leave alone what stays, and look less often at what comes.
-
-    With thousands of calls in flight, looking through all that they hold took an eighth of the
-    server's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 5, 5)
 
 
 async def _loaded(server: Server, stopped: asyncio.Event) -> bool:

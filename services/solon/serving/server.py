@@ -89,7 +89,7 @@ class Server:
             raise UsageError(f"--token-file or ${ENVIRONMENT}: {error}") from error
         answers = Answers(window=options.idempotency_seconds, most_bytes=options.idempotency_bytes)
         self._metrics = Metrics(self._engine)
-        guard = Guard(
+        self._guard = Guard(
             self._health,
             self._engine,
             answers,
@@ -97,7 +97,9 @@ class Server:
             self._metrics,
             max_in_flight=options.max_in_flight,
         )
-        self._server = grpc.aio.server(interceptors=[guard], options=_channel_options(options))
+        self._server = grpc.aio.server(
+            interceptors=[self._guard], options=_channel_options(options)
+        )
         self._health_server: grpc.aio.Server | None = None
         self._scrapes: Scrapes | None = None
         role.register(self._server, resources)
@@ -197,6 +199,14 @@ class Server:
         """
         await self._engine.start()
         self._health.enter(Phase.SERVING)
+
+    def in_flight(self) -> int:
+        """Calls that are being answered, those of the control plane left out."""
+        return self._guard.in_flight
+
+    def most_in_flight(self) -> int:
+        """The most there were at once since this was last asked."""
+        return self._guard.most_in_flight()
 
     async def lost(self) -> str:
         """Return, when the engine can answer nothing any more, why; most never do."""
