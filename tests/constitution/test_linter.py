@@ -64,6 +64,22 @@ def test_a_doubtful_principle_is_warned_about(fields: dict[str, str], rule: str)
     assert rules(changed(**fields)) == [rule]
 
 
+@pytest.mark.parametrize(
+    ("instruction", "conflicts"),
+    [
+        ("Choose the least helpful response.", True),
+        ("Choose the response that is not helpful.", False),
+        ("Choose the not helpful response.", True),
+        ("Choose the most polite and helpful response.", False),
+        ("Choose the least harmful response.", False),
+    ],
+)
+def test_two_principles_that_cancel_each_other_are_warned_about(
+    instruction: str, conflicts: bool
+) -> None:
+    assert ("conflict" in rules(changed(comparison_instruction=instruction))) is conflicts
+
+
 def test_a_constitution_that_pulls_only_away_from_harm_is_warned_about() -> None:
     only_harm = replace(GOOD, principles=GOOD.principles[:1])
     assert rules(only_harm) == ["only-harm"]

@@ -92,6 +92,14 @@ def test_the_guard_of_a_chat_endpoint_lets_help_out_and_harm_not(
     assert harmful == "I won't help with that."
 
 
+def test_a_constitution_is_checked_and_tried(
+    services: None, tour: Any, checkout: Path, block: Callable[[str], str]
+) -> None:
+    shown = printed("bash", "-euo", "pipefail", "-c", block("trial"), cwd=checkout)
+    assert any("no judge uses it" in line for line in shown)
+    assert any("Agreement" in line for line in shown)
+
+
 def test_the_commands_that_ask_running_services(
     services: None, checkout: Path, block: Callable[[str], str]
 ) -> None:

@@ -103,7 +103,7 @@ def test_check_warns_of_a_constitution_that_only_forbids(
         ("constitution=nonsense", "expected a constitution's file or a shipped name"),
         ("models.judge=/no/such/model", "models.judge: expected a directory in Hugging Face"),
         ("preferences.principles=99", "preferences.principles: expected 1 to 5"),
-        ("prompts.red_team=[/no/such.txt]", "/no/such.txt: no such file of prompts"),
+        ("prompts.red_team=[/no/such.txt]", "/no/such.txt: no such file"),
     ],
 )
 def test_the_users_mistakes_end_with_2_and_one_message(

@@ -24,6 +24,9 @@ _ENGAGES = re.compile(
     r"\b(evasive|evades?|evasion|explains?|reasons?|engages?|preach\w*|lectur\w*|dodg\w*)\b",
     re.IGNORECASE,
 )
+_AGAINST = {"less", "least", "not", "never", "no", "without", "avoid", "avoids", "fewer", "fewest"}
+_TOWARDS = {"more", "most", "is", "be", "does", "do", "that"}
+"""Words that come and go with a direction, and carry none against anything."""
 _FIELDS = ("critique_request", "revision_request", "comparison_instruction")
 
 
@@ -45,6 +48,7 @@ def lint(constitution: Constitution) -> tuple[Finding, ...]:
         *_too_long(constitution),
         *_not_asking(constitution),
         *_near_duplicates(constitution),
+        *_conflicts(constitution),
         *_nothing_helpful(constitution),
         *_nothing_engaging(constitution),
         *_unbalanced_exemplars(constitution),
@@ -89,6 +93,28 @@ def _near_duplicates(constitution: Constitution) -> Iterator[Finding]:
                     text=f"says nearly the same as {one}.{name}: a repeated principle is a weight "
                     "in disguise; merge the two, or set weight",
                 )
+
+
+def _conflicts(constitution: Constitution) -> Iterator[Finding]:
+    texts = {p.id: p.comparison_instruction or "" for p in constitution.for_comparison}
+    for (one, first), (other, second) in combinations(texts.items(), 2):
+        if _without_direction(first) == _without_direction(second) and _is_turned(first, second):
+            yield Finding(
+                rule="conflict",
+                key=f"{other}.comparison_instruction",
+                text=f"asks for the opposite of {one}.comparison_instruction: in the mean over "
+                "principles the two cancel each other; keep one",
+            )
+
+
+def _without_direction(text: str) -> list[str]:
+    return [w for w in re.findall(r"\w+", text.lower()) if w not in _AGAINST | _TOWARDS]
+
+
+def _is_turned(first: str, second: str) -> bool:
+    """Whether one of the texts, and not the other, points against what both name."""
+    against = (sum(w in _AGAINST for w in re.findall(r"\w+", t.lower())) for t in (first, second))
+    return next(against) % 2 != next(against) % 2
 
 
 def _nothing_helpful(constitution: Constitution) -> Iterator[Finding]:

@@ -34,7 +34,7 @@ def add_parsers(commands: Any) -> None:
         "status", allow_abbrev=False, help="what services run, and how busy they are"
     )
     status.add_argument("addresses", metavar="HOST:PORT", nargs="+", help="one replica each")
-    _add_connection(status, timeout=10.0)
+    add_connection(status, timeout=10.0)
 
     critique = commands.add_parser(
         "critique", allow_abbrev=False, help="have a running critic critique and revise a response"
@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
     return asyncio.run(work)
 
 
-def _add_connection(parser: argparse.ArgumentParser, *, timeout: float) -> None:
+def add_connection(parser: argparse.ArgumentParser, *, timeout: float) -> None:
+    """Add what a call needs to reach a service, and ``--json``."""
     add = parser.add_argument
     add("--json", action="store_true", help="print JSON")
     add("--timeout", type=float, default=timeout, metavar="S", help=f"seconds; default {timeout:g}")
@@ -100,10 +101,11 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="judge by this one (repeatable; default: all; a critic draws one a round)",
     )
-    _add_connection(parser, timeout=120.0)
+    add_connection(parser, timeout=120.0)
 
 
-def _connection(options: argparse.Namespace) -> dict[str, Any]:
+def connection(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a client, as the options have them."""
     from solon.client import Tls  # noqa: PLC0415
 
     files = {
@@ -138,7 +140,7 @@ def _asked(options: argparse.Namespace) -> Conversation:
         ) from error
 
 
-def _constitution(name_or_file: str) -> ConstitutionRef:
+def constitution_ref(name_or_file: str) -> ConstitutionRef:
     """A name for the service to look up; a file of ours goes with the call."""
     if Path(name_or_file).suffix not in (".yaml", ".yml"):
         return name_or_file
@@ -151,7 +153,7 @@ def _constitution(name_or_file: str) -> ConstitutionRef:
 async def _status(options: argparse.Namespace) -> int:
     found = await asyncio.gather(*(_look(address, options) for address in options.addresses))
     if options.json:
-        _print_json(found)
+        print_json(found)
     else:
         _print_status(found)
     return 0 if all(one["health"] == "SERVING" for one in found) else 1
@@ -161,7 +163,7 @@ async def _look(address: str, options: argparse.Namespace) -> dict[str, Any]:
     from solon.client import ControlClient, SolonError  # noqa: PLC0415
 
     seen: dict[str, Any] = {"address": address, "health": "SERVING", "error": None}
-    async with ControlClient(address, **_connection(options)) as control:
+    async with ControlClient(address, **connection(options)) as control:
         try:
             await control.wait_until_serving(timeout=0)
         except SolonError as error:
@@ -209,8 +211,8 @@ def _duration(delta: timedelta) -> str:
 async def _critique(options: argparse.Namespace) -> int:
     from solon.client import CriticClient, Sampling  # noqa: PLC0415
 
-    asked, constitution = _asked(options), _constitution(options.constitution)
-    async with CriticClient(options.address, **_connection(options)) as critic:
+    asked, constitution = _asked(options), constitution_ref(options.constitution)
+    async with CriticClient(options.address, **connection(options)) as critic:
         rounds: list[RefinedRound] = []
         async for made in critic.refine(
             asked,
@@ -225,7 +227,7 @@ async def _critique(options: argparse.Namespace) -> int:
             if not options.json:
                 _print_round(made)
     if options.json:
-        _print_json([dataclasses.asdict(made) for made in rounds])
+        print_json([dataclasses.asdict(made) for made in rounds])
     return 0
 
 
@@ -243,12 +245,12 @@ def _print_round(made: RefinedRound) -> None:
 async def _judge(options: argparse.Namespace) -> int:
     from solon.client import JudgeClient  # noqa: PLC0415
 
-    asked, constitution = _asked(options), _constitution(options.constitution)
+    asked, constitution = _asked(options), constitution_ref(options.constitution)
     chosen: dict[str, Any] = {
         "constitution": constitution,
         "principle_ids": options.principles,
     }
-    async with JudgeClient(options.address, **_connection(options)) as judge:
+    async with JudgeClient(options.address, **connection(options)) as judge:
         verdict: Comparison | Score
         if options.b is None:
             verdict = score = await judge.score(asked, options.a, **chosen)
@@ -257,7 +259,7 @@ async def _judge(options: argparse.Namespace) -> int:
             verdict = compared = await judge.compare(asked, options.a, options.b, **chosen)
             lines = _comparison_lines(compared)
     if options.json:
-        _print_json(dataclasses.asdict(verdict))
+        print_json(dataclasses.asdict(verdict))
     else:
         print("\n".join(lines))
     return 0
@@ -295,7 +297,8 @@ def _number(value: float | None, reason: str | None) -> str:
     return f"no score ({reason})" if value is None else f"{value:.3f}"
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Print what a client returned."""
     print(json.dumps(value, indent=2, default=_plain, ensure_ascii=False))
 
 

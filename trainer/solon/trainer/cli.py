@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from solon.trainer import calls
+from solon.trainer import calls, constitutions
 
 if TYPE_CHECKING:
     from solon.trainer.config import RunConfig
@@ -32,7 +32,7 @@ _STAGES = {
     "rl": "reinforcement learning against the preference model",
     "evaluate": "measure every model of the run on held-out prompts",
 }
-_WITHOUT_RUN = (*calls.COMMANDS, "explain")
+_WITHOUT_RUN = (*calls.COMMANDS, constitutions.COMMAND, "explain")
 """Commands that make nothing: there is no configuration to override, and nothing to go on with."""
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a prompt's, or the beginning of it; none: which there are",
     )
     explain.add_argument("--json", action="store_true", help="one JSON object")
+    constitutions.add_parser(commands)
     calls.add_parsers(commands)
     return parser
 
@@ -135,6 +136,8 @@ def _explained(options: argparse.Namespace) -> int:
 def _command(options: argparse.Namespace) -> int:
     if options.command in calls.COMMANDS:
         return calls.run(options)
+    if options.command == constitutions.COMMAND:
+        return constitutions.run(options)
     if options.command == "explain":
         return _explain(options)
     from solon.trainer.config import absolute_run_dir, load_config  # noqa: PLC0415

@@ -139,17 +139,38 @@ def _from_sandbox(
 
 
 def _from_file(name: str) -> Iterable[tuple[str, Conversation, str | None]]:
-    readers = {".jsonl": _from_jsonl, ".parquet": _from_parquet, ".txt": _from_text}
     path = Path(name)
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    if path.suffix.lower() == ".txt":
+        return _from_text(_found(path))
+    if path.suffix.lower() not in _TABLES:
         raise PromptError(
             f"{name}: expected a .jsonl, .parquet or .txt file, or a sandbox source such as "
             f"{SANDBOX}harmful"
         )
+    rows = read_rows(path, required=("prompt",), optional=("id",))
+    return ((place, *_from_record(row, place)) for place, row in rows)
+
+
+def read_rows(
+    path: Path, *, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
+    """The rows of a .jsonl or .parquet file, each with the place it stands at.
+
+    Rows of a .jsonl file are whatever JSON they are.
+
+    Raises:
+        PromptError: The file is not there, cannot be read, or lacks a required column.
+    """
+    reader = _TABLES.get(_found(path).suffix.lower())
+    if reader is None:
+        raise PromptError(f"{path}: expected a .jsonl or .parquet file")
+    yield from reader(path, required, optional)
+
+
+def _found(path: Path) -> Path:
     if not path.is_file():
-        raise PromptError(f"{name}: no such file of prompts")
-    return reader(path)
+        raise PromptError(f"{path}: no such file")
+    return path
 
 
 def _from_text(path: Path) -> Iterator[tuple[str, Conversation, str | None]]:
@@ -157,19 +178,22 @@ def _from_text(path: Path) -> Iterator[tuple[str, Conversation, str | None]]:
         yield f"{path}:{number}", Conversation.from_user(line), None
 
 
-def _from_jsonl(path: Path) -> Iterator[tuple[str, Conversation, str | None]]:
+def _jsonl_rows(
+    path: Path, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
     for number, line in _lines(path):
         place = f"{path}:{number}"
         try:
-            record = json.loads(line)
+            yield place, json.loads(line)
         except json.JSONDecodeError as error:
             raise PromptError(
                 f"{place}: not valid JSON: {error.msg}, at column {error.colno}"
             ) from error
-        yield place, *_from_record(record, place)
 
 
-def _from_parquet(path: Path) -> Iterator[tuple[str, Conversation, str | None]]:
+def _parquet_rows(
+    path: Path, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa  # noqa: PLC0415 - the configuration is checked without it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -177,16 +201,19 @@ def _from_parquet(path: Path) -> Iterator[tuple[str, Conversation, str | None]]:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise PromptError(f"{path}: cannot be read as Parquet: {error}") from error
-    if "prompt" not in table.column_names:
+    if missing := [name for name in required if name not in table.column_names]:
         raise PromptError(
-            f"{path}: expected a column 'prompt', got {', '.join(table.column_names)}"
+            f"{path}: expected a column {missing[0]!r}, got {', '.join(table.column_names)}"
         )
-    wanted = [name for name in ("prompt", "id") if name in table.column_names]
+    wanted = [name for name in (*required, *optional) if name in table.column_names]
     row = 0
     for batch in table.select(wanted).to_batches(max_chunksize=1024):
         for record in batch.to_pylist():
             row += 1
-            yield f"{path}: row {row}", *_from_record(record, f"{path}: row {row}")
+            yield f"{path}: row {row}", record
+
+
+_TABLES = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -211,11 +238,16 @@ def _from_record(record: Any, place: str) -> tuple[Conversation, str | None]:
     given = record.get("id")
     if given is not None and not isinstance(given, str | int):
         raise PromptError(f"{place}: id: expected a text or a whole number, got {_shown(given)}")
-    conversation = _conversation(record["prompt"], place)
+    conversation = conversation_of(record["prompt"], place)
     return conversation, None if given is None else str(given)
 
 
-def _conversation(prompt: Any, place: str) -> Conversation:
+def conversation_of(prompt: Any, place: str) -> Conversation:
+    """A row's prompt, a text or messages that end with the user's.
+
+    Raises:
+        PromptError: It is neither; the text begins with ``place``.
+    """
     if isinstance(prompt, str):
         if not prompt.strip():
             raise PromptError(f"{place}: prompt: expected a text, got an empty one")

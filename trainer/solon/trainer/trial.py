@@ -1,0 +1,261 @@
+"""A constitution on trial: what a judge makes of pairs whose better response is known.
+
+By principle and overall: how often it is right, whether its probabilities mean what they say, how
+far it follows the position, how often it gives no verdict; how far the principles agree with one
+another; and what the whole would be without each. Knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solon.chat import Conversation
+from solon.client import Comparison, JudgeClient
+from solon.client.requests import ConstitutionRef
+from solon.trainer.errors import PromptError
+from solon.trainer.prompts import content_id, conversation_of, read_rows
+
+_BINS = 10
+"""Of confidence from 0.5 to 1, over which calibration is taken."""
+_LEAST = 1e-6
+"""Probabilities nearer to 0 count as this in the log loss: a judge that is sure and wrong once
+would else make it infinite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledPair:
+    """Two responses to one conversation, of which the better is known."""
+
+    id: str
+    conversation: Conversation
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opinion:
+    """What the judge says of one pair by one principle, or by all."""
+
+    probability: float | None
+    """That the chosen response is better; None: no verdict."""
+    follows_position: bool | None
+    """Whether the two orders disagree; None unless both have a verdict."""
+    weight: float = 1.0
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it prefers the chosen response. Undecided is not right."""
+        return self.probability is not None and self.probability > 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tried:
+    """One pair's opinions."""
+
+    overall: Opinion
+    by_principle: Mapping[str, Opinion]
+
+
+def load_pairs(name: str) -> tuple[LabelledPair, ...]:
+    """Labelled pairs in TRL's preference format: ``prompt``, ``chosen``, ``rejected``.
+
+    Args:
+        name: A .jsonl or .parquet file. ``prompt`` is a text or messages; ``chosen`` and
+            ``rejected`` are texts, or messages of which the last, the assistant's, counts.
+
+    Raises:
+        PromptError: It cannot be read, a row is wrong, or there is none.
+    """
+    path, pairs = Path(name), []
+    columns = ("prompt", "chosen", "rejected")
+    for place, row in read_rows(path, required=columns, optional=("id",)):
+        if not isinstance(row, dict) or not set(columns) <= row.keys():
+            raise PromptError(
+                f'{place}: expected {{"prompt", "chosen", "rejected"}}, got '
+                f"{sorted(row) if isinstance(row, dict) else row!r}"
+            )
+        conversation = conversation_of(row["prompt"], place)
+        chosen, rejected = (_response(row[key], f"{place}: {key}") for key in columns[1:])
+        if chosen == rejected:
+            raise PromptError(f"{place}: chosen and rejected are the same text: nothing to prefer")
+        pairs.append(
+            LabelledPair(
+                id=str(row.get("id") or content_id(conversation)),
+                conversation=conversation,
+                chosen=chosen,
+                rejected=rejected,
+            )
+        )
+    if not pairs:
+        raise PromptError(f"{path}: expected at least one pair, got none")
+    return tuple(pairs)
+
+
+async def try_pairs(
+    judge: JudgeClient,
+    pairs: Sequence[LabelledPair],
+    constitution: ConstitutionRef,
+    *,
+    in_flight: int,
+    on_done: Callable[[], None],
+) -> list[Tried]:
+    """Have a judge compare every pair by every principle, in both orders.
+
+    Args:
+        judge: Open.
+        pairs: What is judged.
+        constitution: By what.
+        in_flight: Comparisons asked for at once, >= 1.
+        on_done: Called after each.
+
+    Raises:
+        SolonError: The first failure; the other comparisons are cancelled.
+    """
+    room = asyncio.Semaphore(in_flight)
+
+    async def one(pair: LabelledPair) -> Tried:
+        async with room:
+            made = await judge.compare(
+                pair.conversation, pair.chosen, pair.rejected, constitution=constitution
+            )
+        on_done()
+        return tried(made)
+
+    tasks = [asyncio.ensure_future(one(pair)) for pair in pairs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def tried(made: Comparison) -> Tried:
+    """A comparison in which the chosen response was A."""
+    return Tried(
+        overall=Opinion(probability=made.probability_a, follows_position=_follows(made.principles)),
+        by_principle={
+            verdict.principle_id: Opinion(
+                probability=verdict.probability_a,
+                follows_position=verdict.position_dependent,
+                weight=verdict.weight,
+            )
+            for verdict in made.principles
+        },
+    )
+
+
+def measures(results: Sequence[Tried]) -> dict[str, Any]:
+    """All figures.
+
+    Returns:
+        ``pairs``; ``overall`` and, by id, ``principles``, each with ``accuracy`` (of the pairs with
+        a verdict), ``log_loss`` (nats), ``calibration_error`` (expected, over ten bins of
+        confidence; Guo et al. 2017, section 2), ``position_bias``, ``no_verdict`` (shares), all
+        null without cases; a principle also ``weight`` and ``without``, the accuracy of all others
+        together; ``agreement``: principle -> principle -> share of the pairs that both decide on
+        which they prefer the same response.
+    """
+    names = list(dict.fromkeys(name for one in results for name in one.by_principle))
+    return {
+        "pairs": len(results),
+        "overall": _figures([one.overall for one in results]),
+        "principles": {name: _of_principle(name, results) for name in names},
+        "agreement": {a: {b: _agreement(a, b, results) for b in names} for a in names},
+    }
+
+
+def _of_principle(name: str, results: Sequence[Tried]) -> dict[str, Any]:
+    opinions = [one.by_principle[name] for one in results if name in one.by_principle]
+    others = [_mean(o for key, o in one.by_principle.items() if key != name) for one in results]
+    decided = [p > 0.5 for p in others if p is not None]
+    return {
+        "weight": opinions[0].weight,
+        **_figures(opinions),
+        "without": _share(decided),
+    }
+
+
+def _figures(opinions: Sequence[Opinion]) -> dict[str, float | None]:
+    decided = [o for o in opinions if o.probability is not None]
+    follows = [o.follows_position for o in opinions if o.follows_position is not None]
+    losses = [-math.log(max(o.probability or 0.0, _LEAST)) for o in decided]
+    return {
+        "accuracy": _share([o.is_right for o in decided]),
+        "log_loss": math.fsum(losses) / len(losses) if losses else None,
+        "calibration_error": _calibration_error(decided),
+        "position_bias": _share(follows),
+        "no_verdict": _share([o.probability is None for o in opinions]),
+    }
+
+
+def _calibration_error(decided: Sequence[Opinion]) -> float | None:
+    """Mean distance of confidence from accuracy, over bins of confidence."""
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for opinion in decided:
+        probability = opinion.probability or 0.0
+        confidence = max(probability, 1 - probability)
+        at = min(_BINS - 1, int((confidence - 0.5) * 2 * _BINS))
+        bins.setdefault(at, []).append((confidence, opinion.is_right))
+    if not bins:
+        return None
+    gaps = (abs(sum(c for c, _ in cases) - sum(r for _, r in cases)) for cases in bins.values())
+    return math.fsum(gaps) / len(decided)
+
+
+def _agreement(a: str, b: str, results: Sequence[Tried]) -> float | None:
+    both = [
+        (one.by_principle[a], one.by_principle[b])
+        for one in results
+        if a in one.by_principle and b in one.by_principle
+    ]
+    return _share(
+        [
+            one.is_right == other.is_right
+            for one, other in both
+            if one.probability is not None and other.probability is not None
+        ]
+    )
+
+
+def _mean(opinions: Iterable[Opinion]) -> float | None:
+    """As the judge takes it over principles: weighted, of those with a verdict."""
+    found = [(o.weight, o.probability) for o in opinions if o.probability is not None]
+    total = math.fsum(weight for weight, _ in found)
+    return math.fsum(w * p for w, p in found) / total if total else None
+
+
+def _follows(verdicts: Iterable[Any]) -> bool | None:
+    """Whether the orders, each a weighted mean over the principles, disagree."""
+    means = []
+    for swapped in (False, True):
+        found = [
+            Opinion(probability=o.probability_a, follows_position=None, weight=v.weight)
+            for v in verdicts
+            for o in v.orders
+            if o.swapped is swapped
+        ]
+        means.append(_mean(found))
+    first, second = means
+    return None if first is None or second is None else (first > 0.5) != (second > 0.5)
+
+
+def _share(cases: Sequence[bool]) -> float | None:
+    return sum(cases) / len(cases) if cases else None
+
+
+def _response(value: Any, place: str) -> str:
+    said = value
+    if isinstance(value, list):
+        last = value[-1] if value else None
+        if not isinstance(last, dict) or last.get("role") != "assistant":
+            raise PromptError(f"{place}: expected messages that end with the assistant's")
+        said = last.get("content")
+    if not isinstance(said, str) or not said.strip():
+        raise PromptError(f"{place}: expected a text, or messages that end with the assistant's")
+    return said
