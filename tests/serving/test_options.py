@@ -16,7 +16,7 @@ def read(*argv: str, takes_constitutions: bool = True) -> ServerOptions:
 
 
 def test_without_flags_every_option_has_its_default() -> None:
-    assert read() == ServerOptions()
+    assert read() == ServerOptions(program="solon-judge")
 
 
 def test_flags_are_read_into_options() -> None:
@@ -30,6 +30,7 @@ def test_flags_are_read_into_options() -> None:
         "--weights-from=/models", "--weights-from=s3://bucket/models",
     )  # fmt: skip
     assert options == ServerOptions(
+        program="solon-judge",
         port=7000,
         engine="scripted",
         model="/m",
