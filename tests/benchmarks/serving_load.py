@@ -188,6 +188,7 @@ async def cancelled(scale: float) -> Seen:
                 call.cancel()
             await asyncio.gather(*given_up, return_exceptions=True)
             await until(control, lambda queued, running: queued + running == 0)
+            await asyncio.sleep(3)  # garbage is looked for when the crowd has gone
             seen.notes.append(f"memory after turn {turn + 1}: {server.memory():.0f} MiB")
         seen.seconds = time.perf_counter() - began
     return seen
