@@ -32,7 +32,7 @@ _STAGES = {
     "rl": "reinforcement learning against the preference model",
     "evaluate": "measure every model of the run on held-out prompts",
 }
-_WITHOUT_RUN = (*calls.COMMANDS, constitutions.COMMAND, "explain")
+_WITHOUT_RUN = (*calls.COMMANDS, constitutions.COMMAND, "explain", "diff")
 """Commands that make nothing: there is no configuration to override, and nothing to go on with."""
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -89,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a prompt's, or the beginning of it; none: which there are",
     )
     explain.add_argument("--json", action="store_true", help="one JSON object")
+    diff = commands.add_parser(
+        "diff", allow_abbrev=False, help="two runs side by side: what they were asked, what came"
+    )
+    diff.add_argument("config", metavar="RUN_A", help="a run directory: a path or an fsspec URL")
+    diff.add_argument("other", metavar="RUN_B", help="another")
+    diff.add_argument("--json", action="store_true", help="one JSON object")
     constitutions.add_parser(commands)
     calls.add_parsers(commands)
     return parser
@@ -134,12 +140,9 @@ def _explained(options: argparse.Namespace) -> int:
 
 
 def _command(options: argparse.Namespace) -> int:
-    if options.command in calls.COMMANDS:
-        return calls.run(options)
-    if options.command == constitutions.COMMAND:
-        return constitutions.run(options)
-    if options.command == "explain":
-        return _explain(options)
+    readers = {constitutions.COMMAND: constitutions.run, "explain": _explain, "diff": _diff}
+    if options.command in _WITHOUT_RUN:
+        return readers.get(options.command, calls.run)(options)
     from solon.trainer.config import absolute_run_dir, load_config  # noqa: PLC0415
     from solon.trainer.console import RunConsole  # noqa: PLC0415
 
@@ -173,6 +176,21 @@ def _explain(options: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=False))
     else:
         show(found, console)
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    import json  # noqa: PLC0415
+
+    import rich.console  # noqa: PLC0415
+
+    from solon.trainer.compare import compare, show  # noqa: PLC0415
+
+    found = compare(options.config, options.other)
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        show(found, rich.console.Console(highlight=False))
     return 0
 
 
