@@ -198,7 +198,8 @@ def _parquet_rows(
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        table = pq.read_table(path)
+        # as the run directory's parts are read
+        table = pq.read_table(path, use_threads=False, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise PromptError(f"{path}: cannot be read as Parquet: {error}") from error
     if missing := [name for name in required if name not in table.column_names]:

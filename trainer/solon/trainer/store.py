@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from solon.trainer.errors import RunDirectoryError, StoreError
@@ -95,7 +96,9 @@ class Parts:
         tables = [self._read(name) for name in self._names()]
         if not tables:
             return self._schema.empty_table()
-        return pa.concat_tables(tables).sort_by("id")
+        table = pa.concat_tables(tables)
+        # not Table.sort_by, which starts threads
+        return table.take(pc.sort_indices(table.column("id")))
 
     def records(self) -> Iterable[dict[str, Any]]:
         """All records, sorted by id, as plain values."""
@@ -114,7 +117,10 @@ class Parts:
     def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
         content = self._storage.read(name)
         try:
-            table = pq.read_table(io.BytesIO(content), columns=columns)
+            # parts are small; and Arrow aborts a process that ends while its threads still start
+            table = pq.read_table(
+                io.BytesIO(content), columns=columns, use_threads=False, pre_buffer=False
+            )
         except (pa.ArrowException, OSError) as error:
             raise StoreError(
                 f"{self._storage.url}/{name}: is damaged ({error}); remove it, and run again with "
