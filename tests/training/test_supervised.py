@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solon.trainer.errors import ConfigError, RunDirectoryError
 from solon.trainer.ppo.rollout import sample
+from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.modeling import ChatEncoder, batch_order, load_causal_lm
-from solon.trainer.stages.reward import calibration_error, soft_preference_loss, train_reward
+from solon.trainer.stages.reward import soft_preference_loss, train_reward
 from solon.trainer.stages.sft import train_sft
 from solon.trainer.training import RewardConfig, SftConfig
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _CROWD = 1000
-"""Calls in flight that leave enough to be worth a look: some 40 ms of one."""
+"""Calls in flight that leave enough to be worth a look."""
 _LOOK_SECONDS = 1.0
 
 

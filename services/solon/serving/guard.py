@@ -3,8 +3,8 @@
 One interceptor, so that servicers only translate: it asks who calls, reads the request, names it,
 refuses it while the model loads, past its deadline or against the rules; it gives a request that
 is asked again its first answer; it turns every exception into a status with details; it writes
-the log line and the call's span. Health and reflection pass untouched (see ``bodies``). Knows
-nothing of roles.
+the log line and the call's span. Of health and reflection it only reads the bodies (see
+``bodies``). Knows nothing of roles.
 """
 
 from __future__ import annotations

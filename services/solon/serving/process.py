@@ -67,8 +67,8 @@ def resources_of(options: ServerOptions) -> Resources:
         library = Library.read(options.constitutions)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    own = options.engine_process == "own"
-    if not own and (options.engine_process == "shared" or options.engine not in COMPUTING):
+    own = {"own": True, "shared": False, "auto": options.engine in COMPUTING}
+    if not own[options.engine_process]:
         return Resources(
             engine=create(options.engine, engine_options),
             library=library,

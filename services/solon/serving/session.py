@@ -133,7 +133,7 @@ def _describe(span: Span, made: Generation | Scored) -> None:
 async def concurrently(calls: Sequence[Awaitable[T]]) -> list[T]:
     """Await all at once. The first failure cancels the rest and is raised as it is."""
     if len(calls) == 1:
-        # a task each, and one to gather them, cost as much as all else that serving a call does
+        # most requests make one call: a task of its own would be work for nothing
         return [await calls[0]]
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:

@@ -14,14 +14,12 @@ from typing import Any
 import rich.console
 from rich.table import Table
 
-from solon.constitution import Constitution, loads
-from solon.trainer.config import SAVED_NAME, RunConfig, differences, validate
+from solon.constitution import Constitution
+from solon.trainer.config import differences
 from solon.trainer.explain import open_run
-from solon.trainer.session import CONSTITUTION_NAME
+from solon.trainer.session import saved_config, saved_constitution
 from solon.trainer.stages.evaluate import RESULT_NAME
 from solon.trainer.state import STAGES, RunState
-from solon.trainer.store import RunDirectory
-from solon.trainer.yaml_source import parse
 
 _Z = 1.959964
 """Of a normal distribution's middle 95 %."""
@@ -46,8 +44,8 @@ def compare(url_a: str, url_b: str) -> Difference:
         StoreError, ConfigError, ConstitutionError: One of them cannot be read.
     """
     runs = [open_run(url) for url in (url_a, url_b)]
-    first, second = (_config(run) for run in runs)
-    kept = [_constitution(run) for run in runs]
+    first, second = (saved_config(run) for run in runs)
+    kept = [saved_constitution(run) for run in runs]
     counted = [dict(_figures(RunState(run))) for run in runs]
     measured = [run.read_json(RESULT_NAME) or {"models": {}, "judge": {}} for run in runs]
     return {
@@ -84,15 +82,6 @@ def show(found: Difference, console: rich.console.Console) -> None:
             console.print(table)
     if found["models"]:
         console.print("*: more than chance explains, at 95 %, each prompt taken by itself.")
-
-
-def _config(run: RunDirectory) -> RunConfig:
-    return validate(parse(run.storage.read(SAVED_NAME).decode(), f"{run.url}/{SAVED_NAME}"))
-
-
-def _constitution(run: RunDirectory) -> Constitution:
-    text = run.storage.read(CONSTITUTION_NAME).decode()
-    return loads(text, source=f"{run.url}/{CONSTITUTION_NAME}")
 
 
 def _principles(a: Constitution, b: Constitution) -> dict[str, Any]:

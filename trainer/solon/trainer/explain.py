@@ -15,14 +15,13 @@ import rich.console
 from rich.markup import escape
 from rich.table import Table
 
-from solon.constitution import Constitution, Principle, loads
-from solon.trainer.config import SAVED_NAME, validate
+from solon.constitution import Principle
+from solon.trainer.config import SAVED_NAME
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
-from solon.trainer.session import CONSTITUTION_NAME
+from solon.trainer.session import saved_config, saved_constitution
 from solon.trainer.stages import evaluate, preferences, revisions
 from solon.trainer.store import Record, RunDirectory
-from solon.trainer.yaml_source import parse
 
 _MOST_LISTED = 20
 """Ids that are shown where none, or none that there is, was asked for."""
@@ -59,11 +58,11 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
         StoreError: A record cannot be read.
     """
     found = _prompt_id(run, wanted)
-    made = _one(run.parts(revisions.FOLDER, REVISIONS).records(), "id", found)
-    compared = _one(run.parts(preferences.FOLDER, PREFERENCES).records(), "id", found)
-    answered = _all(run.parts(evaluate.RESPONSES_FOLDER, EVALUATION).records(), found)
-    judged = _all(run.parts(evaluate.PAIRS_FOLDER, JUDGED_PAIRS).records(), found)
-    constitution = _constitution(run)
+    made = next(iter(run.parts(revisions.FOLDER, REVISIONS).where("id", found)), None)
+    compared = next(iter(run.parts(preferences.FOLDER, PREFERENCES).where("id", found)), None)
+    answered = run.parts(evaluate.RESPONSES_FOLDER, EVALUATION).where("prompt_id", found)
+    judged = run.parts(evaluate.PAIRS_FOLDER, JUDGED_PAIRS).where("prompt_id", found)
+    constitution = saved_constitution(run)
     used = [r["principle_id"] for r in (made or {}).get("rounds", ())]
     pairs = [*(compared or {}).get("comparisons", ()), *(pair["comparison"] for pair in judged)]
     used += [verdict["principle_id"] for pair in pairs for verdict in pair["principles"]]
@@ -135,19 +134,6 @@ def _prompt_id(run: RunDirectory, wanted: str) -> str:
     )
 
 
-def _one(records: Any, key: str, value: str) -> Record | None:
-    return next((record for record in records if record[key] == value), None)
-
-
-def _all(records: Any, prompt_id: str) -> list[Record]:
-    return [record for record in records if record["prompt_id"] == prompt_id]
-
-
-def _constitution(run: RunDirectory) -> Constitution:
-    text = run.storage.read(CONSTITUTION_NAME).decode()
-    return loads(text, source=f"{run.url}/{CONSTITUTION_NAME}")
-
-
 def _texts(principle: Principle) -> dict[str, str | None]:
     return {
         "critique_request": principle.critique_request,
@@ -160,8 +146,7 @@ def _exports(
     run: RunDirectory, made: Record | None, compared: Record | None
 ) -> dict[str, list[Mapping[str, Any]]]:
     """The rows for training that these records give, by the file in ``export`` that has them."""
-    saved = run.storage.read(SAVED_NAME).decode()
-    config = validate(parse(saved, f"{run.url}/{SAVED_NAME}"))
+    config = saved_config(run)
     found: dict[str, list[Mapping[str, Any]]] = {}
     if made is not None:
         found["sft/train"] = list(revisions.examples_of(made, config.revisions.train_on))

@@ -64,6 +64,26 @@ def open_session(config: RunConfig, *, resume: bool) -> Iterator[Session]:
         yield Session(run=run, config=config, constitution=constitution)
 
 
+def saved_config(run: RunDirectory) -> RunConfig:
+    """The configuration that a run was made with.
+
+    Raises:
+        ConfigError: This version cannot read it.
+    """
+    text = run.storage.read(SAVED_NAME).decode()
+    return validate(parse(text, f"{run.url}/{SAVED_NAME}"))
+
+
+def saved_constitution(run: RunDirectory) -> Constitution:
+    """The constitution that a run was made with.
+
+    Raises:
+        ConstitutionError: It cannot be used any more.
+    """
+    text = run.storage.read(CONSTITUTION_NAME).decode()
+    return loads(text, source=f"{run.url}/{CONSTITUTION_NAME}")
+
+
 def _refuse_foreign(run: RunDirectory) -> None:
     root = run.storage.local_root
     if root is None or not root.exists() or run.storage.exists(SAVED_NAME):
@@ -81,9 +101,7 @@ def _refuse_foreign(run: RunDirectory) -> None:
 
 
 def _require_same(run: RunDirectory, config: RunConfig, constitution: Constitution) -> None:
-    text = run.storage.read(SAVED_NAME).decode()
-    saved = validate(parse(text, f"{run.url}/{SAVED_NAME}"))
-    changed = differences(saved, config)
+    changed = differences(saved_config(run), config)
     if changed:
         listed = "\n  ".join(changed)
         raise RunDirectoryError(
@@ -91,9 +109,7 @@ def _require_same(run: RunDirectory, config: RunConfig, constitution: Constituti
             f"\n  {listed}\nGo on as it was: `solon run {run.url} --resume`. Use the changes: "
             "start another run with --run DIRECTORY"
         )
-    kept = loads(
-        run.storage.read(CONSTITUTION_NAME).decode(), source=f"{run.url}/{CONSTITUTION_NAME}"
-    )
+    kept = saved_constitution(run)
     if kept.digest != constitution.digest:
         raise RunDirectoryError(
             f"{run.url}: was made with another version of the constitution "

@@ -91,6 +91,14 @@ class Parts:
             for value in self._read(part, columns=[name]).column(name).to_pylist()
         ]
 
+    def where(self, name: str, value: str) -> list[dict[str, Any]]:
+        """The records with this value in a column, sorted by id."""
+        found: list[dict[str, Any]] = []
+        for part in self._names():
+            table = self._read(part)
+            found += table.filter(pc.equal(table.column(name), value)).to_pylist()
+        return sorted(found, key=lambda record: str(record["id"]))
+
     def table(self) -> pa.Table:
         """All records, sorted by id: the same however often the run was interrupted."""
         tables = [self._read(name) for name in self._names()]

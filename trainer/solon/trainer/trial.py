@@ -7,7 +7,6 @@ another; and what the whole would be without each. Knows nothing of the command 
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,12 @@ from solon.client import Comparison, JudgeClient
 from solon.client.requests import ConstitutionRef
 from solon.trainer.errors import PromptError
 from solon.trainer.prompts import content_id, conversation_of, read_rows
+from solon.trainer.stages import rows
+from solon.trainer.stages.calibration import calibration_error
+from solon.trainer.stages.measures import rate
+from solon.trainer.stages.preferences import prefers_position
+from solon.trainer.stages.work import work_through
 
-_BINS = 10
-"""Of confidence from 0.5 to 1, over which calibration is taken."""
 _LEAST = 1e-6
 """Probabilities nearer to 0 count as this in the log loss: a judge that is sure and wrong once
 would else make it infinite."""
@@ -116,29 +118,25 @@ async def try_pairs(
     Raises:
         SolonError: The first failure; the other comparisons are cancelled.
     """
-    room = asyncio.Semaphore(in_flight)
+    results: dict[int, Tried] = {}
 
-    async def one(pair: LabelledPair) -> Tried:
-        async with room:
-            made = await judge.compare(
-                pair.conversation, pair.chosen, pair.rejected, constitution=constitution
-            )
+    async def one(numbered: tuple[int, LabelledPair]) -> None:
+        number, pair = numbered
+        made = await judge.compare(
+            pair.conversation, pair.chosen, pair.rejected, constitution=constitution
+        )
+        results[number] = tried(made)
         on_done()
-        return tried(made)
 
-    tasks = [asyncio.ensure_future(one(pair)) for pair in pairs]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await work_through(list(enumerate(pairs)), one, in_flight=in_flight)
+    return [results[number] for number in range(len(pairs))]
 
 
 def tried(made: Comparison) -> Tried:
     """A comparison in which the chosen response was A."""
+    overall = rows.comparison(0, 1, made, None)
     return Tried(
-        overall=Opinion(probability=made.probability_a, follows_position=_follows(made.principles)),
+        overall=Opinion(probability=made.probability_a, follows_position=prefers_position(overall)),
         by_principle={
             verdict.principle_id: Opinion(
                 probability=verdict.probability_a,
@@ -177,35 +175,25 @@ def _of_principle(name: str, results: Sequence[Tried]) -> dict[str, Any]:
     return {
         "weight": opinions[0].weight,
         **_figures(opinions),
-        "without": _share(decided),
+        "without": rate(decided, bool)["rate"],
     }
 
 
 def _figures(opinions: Sequence[Opinion]) -> dict[str, float | None]:
     decided = [o for o in opinions if o.probability is not None]
     follows = [o.follows_position for o in opinions if o.follows_position is not None]
-    losses = [-math.log(max(o.probability or 0.0, _LEAST)) for o in decided]
+    probabilities = [o.probability or 0.0 for o in decided]
+    losses = [-math.log(max(p, _LEAST)) for p in probabilities]
     return {
-        "accuracy": _share([o.is_right for o in decided]),
+        "accuracy": rate(decided, lambda o: o.is_right)["rate"],
         "log_loss": math.fsum(losses) / len(losses) if losses else None,
-        "calibration_error": _calibration_error(decided),
-        "position_bias": _share(follows),
-        "no_verdict": _share([o.probability is None for o in opinions]),
+        # the chosen response is the better one for certain
+        "calibration_error": calibration_error(probabilities, [1.0] * len(decided))
+        if decided
+        else None,
+        "position_bias": rate(follows, bool)["rate"],
+        "no_verdict": rate(opinions, lambda o: o.probability is None)["rate"],
     }
-
-
-def _calibration_error(decided: Sequence[Opinion]) -> float | None:
-    """Mean distance of confidence from accuracy, over bins of confidence."""
-    bins: dict[int, list[tuple[float, bool]]] = {}
-    for opinion in decided:
-        probability = opinion.probability or 0.0
-        confidence = max(probability, 1 - probability)
-        at = min(_BINS - 1, int((confidence - 0.5) * 2 * _BINS))
-        bins.setdefault(at, []).append((confidence, opinion.is_right))
-    if not bins:
-        return None
-    gaps = (abs(sum(c for c, _ in cases) - sum(r for _, r in cases)) for cases in bins.values())
-    return math.fsum(gaps) / len(decided)
 
 
 def _agreement(a: str, b: str, results: Sequence[Tried]) -> float | None:
@@ -214,13 +202,12 @@ def _agreement(a: str, b: str, results: Sequence[Tried]) -> float | None:
         for one in results
         if a in one.by_principle and b in one.by_principle
     ]
-    return _share(
-        [
-            one.is_right == other.is_right
-            for one, other in both
-            if one.probability is not None and other.probability is not None
-        ]
-    )
+    decided = [
+        one.is_right == other.is_right
+        for one, other in both
+        if one.probability is not None and other.probability is not None
+    ]
+    return rate(decided, bool)["rate"]
 
 
 def _mean(opinions: Iterable[Opinion]) -> float | None:
@@ -228,25 +215,6 @@ def _mean(opinions: Iterable[Opinion]) -> float | None:
     found = [(o.weight, o.probability) for o in opinions if o.probability is not None]
     total = math.fsum(weight for weight, _ in found)
     return math.fsum(w * p for w, p in found) / total if total else None
-
-
-def _follows(verdicts: Iterable[Any]) -> bool | None:
-    """Whether the orders, each a weighted mean over the principles, disagree."""
-    means = []
-    for swapped in (False, True):
-        found = [
-            Opinion(probability=o.probability_a, follows_position=None, weight=v.weight)
-            for v in verdicts
-            for o in v.orders
-            if o.swapped is swapped
-        ]
-        means.append(_mean(found))
-    first, second = means
-    return None if first is None or second is None else (first > 0.5) != (second > 0.5)
-
-
-def _share(cases: Sequence[bool]) -> float | None:
-    return sum(cases) / len(cases) if cases else None
 
 
 def _response(value: Any, place: str) -> str:

@@ -247,12 +247,12 @@ class ApartEngine:
         status = await asyncio.to_thread(self._process.wait)
         ending = f"signal {-status}" if status < 0 else f"exit code {status}"
         text = f"the engine's process ended with {ending}"
-        if not self._closed and not self._lost.done():
+        error: EngineError = EngineFailed("the engine was closed")
+        if not self._closed:
+            error = BackendUnavailable(text)
             self._lost.set_result(text)
         for number, answered in list(self._waiting.items()):
-            error = EngineFailed("the engine was closed") if self._closed else None
-            failure = error or BackendUnavailable(text)
-            answered(Reply(number, wire.Failure.of(failure, text)))
+            answered(Reply(number, wire.Failure.of(error, text)))
 
 
 def _value(reply: Reply) -> Any:

@@ -2,7 +2,7 @@
 
 Both ends are the same program on the same machine, over a socket that nobody else can reach, which
 is why pickle will do. What comes often travels as plain tuples: an answer's tokens as columns.
-Knows nothing of what is asked.
+Knows nothing of processes.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Frames(asyncio.Protocol):
             end = at + _HEAD + int.from_bytes(self._buffer[at : at + _HEAD], "big")
             if len(self._buffer) < end:
                 break
-            item = pickle.loads(memoryview(self._buffer)[at + _HEAD : end].tobytes())
+            item = pickle.loads(self._buffer[at + _HEAD : end])
             at = end
             self._received(item)
         del self._buffer[:at]
@@ -139,7 +139,7 @@ class Failure(NamedTuple):
     arguments: Row
     attributes: dict[str, Any]
     origin: str
-    """Where it came from; no text of a prompt."""
+    """Where it came from; of an engine's error also what it says, of others no text."""
 
     @classmethod
     def of(cls, error: BaseException, origin: str) -> Failure:

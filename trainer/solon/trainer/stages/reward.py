@@ -21,6 +21,7 @@ from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from solon.trainer.errors import RunDirectoryError
+from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.modeling import (
     ChatEncoder,
     Messages,
@@ -35,8 +36,6 @@ from solon.trainer.stages.modeling import (
 from solon.trainer.stages.scoring import RewardStatistics, pad_ids, score_sequences
 from solon.trainer.stages.supervised import WholeCheckpoints, train, trainer_arguments
 from solon.trainer.training import Report, RewardConfig
-
-_BINS = 10
 
 
 def soft_preference_loss(
@@ -53,20 +52,6 @@ def soft_preference_loss(
         -difference_B
     )
     return losses_B.mean() + centering * ((chosen_B + rejected_B) ** 2).mean()
-
-
-def calibration_error(predicted: Sequence[float], target: Sequence[float]) -> float:
-    """Expected calibration error in [0, 1]: ten equal bins of confidence (Guo et al. 2017, eq. 3).
-
-    Both are probabilities that one response of a pair is better. Which of the two is asked about
-    means nothing, so each pair is read from the side the prediction leans to.
-    """
-    bins: list[list[tuple[float, float]]] = [[] for _ in range(_BINS)]
-    for p, q in zip(predicted, target, strict=True):
-        leaning, agreed = (p, q) if p >= 0.5 else (1 - p, 1 - q)
-        bins[min(int((leaning - 0.5) * 2 * _BINS), _BINS - 1)].append((leaning, agreed))
-    gaps = (abs(sum(p - q for p, q in pairs)) for pairs in bins)
-    return sum(gaps) / len(predicted)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,25 +41,38 @@ async def make_records(
         on_record: Told of every record after it was handed to be written.
     """
     writer = _Writer(parts, store)
+
+    async def work(item: Item) -> None:
+        with tracing.span("record") as span:
+            record = await make(item)
+            span.set_attribute("solon.record_id", record["id"])
+        await writer.add(record)
+        on_record(record)
+
+    try:
+        await work_through(items, work, in_flight=in_flight)
+    finally:
+        await writer.close()
+
+
+async def work_through(
+    items: Sequence[Item], work: Callable[[Item], Awaitable[None]], *, in_flight: int
+) -> None:
+    """Work on every item, on so many at the same time. The first failure cancels the others."""
     left = iter(items)
 
-    async def work() -> None:
+    async def worker() -> None:
         # one iterator for all workers: each takes the next item when it is free
         for item in left:
-            with tracing.span("record") as span:
-                record = await make(item)
-                span.set_attribute("solon.record_id", record["id"])
-            await writer.add(record)
-            on_record(record)
+            await work(item)
 
-    workers = [asyncio.create_task(work()) for _ in range(min(in_flight, len(items)))]
+    workers = [asyncio.create_task(worker()) for _ in range(min(in_flight, len(items)))]
     try:
         await asyncio.gather(*workers)
     finally:
-        for worker in workers:
-            worker.cancel()
+        for one in workers:
+            one.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        await writer.close()
 
 
 class _Writer:
