@@ -197,3 +197,18 @@ def test_a_constitution_with_a_mistake_is_refused_with_its_line(
     constitution.write_text(TRIED.replace("weight: 0.5", "weight: heavy"), "utf-8")
     assert main(["constitution", "check", str(constitution)]) == 2
     assert "tried.yaml" in capsys.readouterr().err
+
+
+def test_an_imported_constitution_is_written_and_its_doubts_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, mine = tmp_path / "theirs.json", tmp_path / "mine.yaml"
+    theirs.write_text(json.dumps(["\nChoose the response that harms less. Options:"]), "utf-8")
+    asked = ["constitution", "import", str(theirs), "--to", str(mine)]
+    assert main(asked) == 0
+    assert "no comparison instruction asks for helpfulness" in capsys.readouterr().out
+    made = load(mine)
+    assert made.name == "mine"
+    assert made.principles[0].comparison_instruction == "Choose the response that harms less."
+    assert main(asked) == 2
+    assert "mine.yaml: cannot be written: File exists" in capsys.readouterr().err

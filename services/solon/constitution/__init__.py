@@ -1,10 +1,12 @@
 """Constitutions: principles in YAML, what is drawn from them, and the prompts they become.
 
 Pure: no gRPC, no torch. ``types`` is the vocabulary, ``loader`` reads and writes files, ``library``
-knows the shipped ones, ``selection`` draws principles, ``linter`` warns, ``prompts`` writes text.
+knows the shipped ones, ``importer`` reads other people's, ``selection`` draws principles,
+``linter`` warns, ``prompts`` writes text.
 """
 
 from solon.constitution.errors import ConstitutionError, Problem
+from solon.constitution.importer import import_files
 from solon.constitution.library import names, resolve
 from solon.constitution.linter import Finding, lint
 from solon.constitution.loader import dump, from_dict, load, loads, to_dict
@@ -32,6 +34,7 @@ __all__ = [
     "draw",
     "dump",
     "from_dict",
+    "import_files",
     "lint",
     "load",
     "loads",

@@ -1,4 +1,4 @@
-"""``solon constitution check`` and ``test``: what one says, and what a judge makes of it.
+"""``solon constitution``: what one says, what a judge makes of it, and one out of others' files.
 
 Knows nothing of runs.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solon.trainer import calls
@@ -16,7 +17,7 @@ from solon.trainer import calls
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from solon.constitution import Constitution
+    from solon.constitution import Constitution, Finding
 
 COMMAND = "constitution"
 _IN_FLIGHT = 16
@@ -49,6 +50,24 @@ def add_parser(commands: Any) -> None:
         help=".jsonl or .parquet of prompt, chosen, rejected (TRL's preference format)",
     )
     calls.add_connection(test, timeout=300.0)
+    _add_import(actions)
+
+
+def _add_import(actions: Any) -> None:
+    one = actions.add_parser("import", help="make one of the paper's JSON files, or of plain lists")
+    one.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help=".json: the paper's instructions or few-shots; .txt: a comparison instruction a line",
+    )
+    one.add_argument(
+        "--to", required=True, type=Path, metavar="FILE", help="the YAML file to write"
+    )
+    one.add_argument("--name", help="the constitution's name (default: the written file's)")
+    one.add_argument("--author", help="who wrote the texts")
+    one.add_argument("--license", help="under which they may be used")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,12 +80,12 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.action == "check":
         return _check(options)
+    if options.action == "import":
+        return _import(options)
     return asyncio.run(_test(options))
 
 
 def _check(options: argparse.Namespace) -> int:
-    import rich.console  # noqa: PLC0415
-
     from solon.constitution import lint, load, resolve  # noqa: PLC0415
 
     constitution = load(resolve(options.constitution))
@@ -75,18 +94,50 @@ def _check(options: argparse.Namespace) -> int:
         found = [{"rule": f.rule, "key": f.key, "text": f.text} for f in findings]
         print(json.dumps(_described(constitution) | {"findings": found}, ensure_ascii=False))
     else:
-        console = rich.console.Console(highlight=False)
-        _show(constitution, console)
-        for principle in constitution.principles:
-            if principle.comparison_instruction is None:
-                console.print(
-                    f"note: {principle.id}: has no comparison_instruction: no judge uses it",
-                    soft_wrap=True,
-                )
-        for finding in findings:
-            console.print(f"warning: {finding.key}: {finding.text}", markup=False, soft_wrap=True)
-        console.print(f"{len(findings)} doubts" if findings else "All is well.")
+        _show_checked(constitution, findings)
     return 1 if findings and options.strict else 0
+
+
+def _show_checked(constitution: Constitution, findings: Sequence[Finding]) -> None:
+    import rich.console  # noqa: PLC0415
+
+    console = rich.console.Console(highlight=False)
+    _show(constitution, console)
+    for principle in constitution.principles:
+        if principle.comparison_instruction is None:
+            console.print(
+                f"note: {principle.id}: has no comparison_instruction: no judge uses it",
+                soft_wrap=True,
+            )
+    for finding in findings:
+        console.print(f"warning: {finding.key}: {finding.text}", markup=False, soft_wrap=True)
+    console.print(f"{len(findings)} doubts" if findings else "All is well.")
+
+
+def _import(options: argparse.Namespace) -> int:
+    from solon.constitution import (  # noqa: PLC0415
+        ConstitutionError,
+        Problem,
+        dump,
+        import_files,
+        lint,
+    )
+
+    made = import_files(
+        options.files,
+        name=options.name or options.to.stem,
+        author=options.author,
+        licence=options.license,
+    )
+    try:
+        with options.to.open("x", encoding="utf-8") as file:
+            file.write(dump(made))
+    except OSError as error:
+        text = f"cannot be written: {error.strerror}; --to another file"
+        raise ConstitutionError(str(options.to), [Problem(text=text)]) from error
+    _show_checked(made, lint(made))
+    print(f"Written: {options.to}")
+    return 0
 
 
 def _described(constitution: Constitution) -> dict[str, Any]:
