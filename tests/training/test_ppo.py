@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.experience import Experience, ValueTargets
 from solon.trainer.ppo.loop import PPO
 from solon.trainer.ppo.rollout import Policy, Samples, ValueNetwork, response_values, sample
-from solon.trainer.ppo.update import Experience, Learner, update
+from solon.trainer.ppo.update import Learner, update
 
 PROMPTS = [[2, 7, 9, 3], [2, 5, 3], [2, 8, 8, 12, 20, 3], [2, 6, 3], [2, 11, 4, 3]]
 LIKED = 9
@@ -54,11 +56,12 @@ def make_ppo(make_lm: MakeLm, **changes: Any) -> PPO:
         "truncation_penalty": 0.0,
     }
     config = PPOConfig(**(settings | changes))
+    value = value_network(make_lm(), train_trunk=config.value_network == "full")
     return PPO(
         config,
         policy=Policy(make_lm()),
         reference=Policy(make_lm()),
-        value=value_network(make_lm(), train_trunk=config.value_network == "full"),
+        value=value if config.has_value_network else None,
         reward=liked_share,
         prompts=PROMPTS,
         stop_ids=[1],
@@ -76,6 +79,10 @@ def weights(*networks: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def networks(ppo: PPO) -> list[nn.Module]:
+    return [ppo.policy, *([ppo.value] if ppo.value else [])]
+
+
 @pytest.fixture
 def experience(make_lm: MakeLm) -> Experience:
     lm = make_lm()
@@ -88,10 +95,10 @@ def experience(make_lm: MakeLm) -> Experience:
     noise_BR = torch.randn(2, *values_BR.shape) * samples.mask_BR
     return Experience(
         samples=samples,
-        values_BR=values_BR,
-        features_BRH=None,
+        reference_BR=samples.logprobs_BR - 0.1,
         advantages_BR=noise_BR[0],
-        returns_BR=noise_BR[1],
+        kl_coefficient=0.5,
+        value=ValueTargets(values_BR=values_BR, returns_BR=noise_BR[1], features_BRH=None),
     )
 
 
@@ -100,15 +107,21 @@ def updated(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics and weights after plain gradient steps, which show the gradients themselves."""
     policy, value = Policy(make_lm()), value_network(make_lm())
+    settings: dict[str, Any] = {
+        "batch_size": 15,
+        "minibatches": 3,
+        "micro_batch_size": 15,
+        "group_size": 5,
+    }
+    config = PPOConfig(**(settings | changes))
+    has_value = config.has_value_network
     learner = Learner(
         accelerator=Accelerator(cpu=True),
         policy=policy,
-        value=value,
+        value=value if has_value else None,
         policy_optimizer=torch.optim.SGD(policy.parameters(), lr=0.1),
-        value_optimizer=torch.optim.SGD(value.parameters(), lr=0.1),
+        value_optimizer=torch.optim.SGD(value.parameters(), lr=0.1) if has_value else None,
     )
-    settings: dict[str, Any] = {"batch_size": 15, "minibatches": 3, "micro_batch_size": 15}
-    config = PPOConfig(**(settings | changes))
     metrics = update(learner, experience, config, torch.Generator().manual_seed(6))
     return metrics, weights(policy, value)
 
@@ -121,10 +134,12 @@ def assert_same(
         torch.testing.assert_close(tensor, two[1][name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
 def test_further_padding_changes_no_metric_and_no_gradient(
-    make_lm: MakeLm, experience: Experience
+    make_lm: MakeLm, experience: Experience, algorithm: str
 ) -> None:
-    samples = experience.samples
+    samples, targets = experience.samples, experience.value
+    assert targets is not None
 
     def wider(values: Tensor, filling: float) -> Tensor:
         return nn.functional.pad(values, (0, 7), value=filling)
@@ -133,19 +148,25 @@ def test_further_padding_changes_no_metric_and_no_gradient(
         samples=dataclasses.replace(
             samples, ids_BT=wider(samples.ids_BT, 3), logprobs_BR=wider(samples.logprobs_BR, -5.0)
         ),
-        values_BR=wider(experience.values_BR, 4.0),
-        features_BRH=None,
+        reference_BR=wider(experience.reference_BR, -1.0),
         advantages_BR=wider(experience.advantages_BR, 2.0),
-        returns_BR=wider(experience.returns_BR, -3.0),
+        kl_coefficient=experience.kl_coefficient,
+        value=ValueTargets(
+            values_BR=wider(targets.values_BR, 4.0),
+            returns_BR=wider(targets.returns_BR, -3.0),
+            features_BRH=None,
+        ),
     )
-    assert_same(updated(make_lm, experience), updated(make_lm, padded))
+    one, other = (updated(make_lm, given, algorithm=algorithm) for given in (experience, padded))
+    assert_same(one, other)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
 def test_micro_batches_change_no_metric_and_no_gradient(
-    make_lm: MakeLm, experience: Experience
+    make_lm: MakeLm, experience: Experience, algorithm: str
 ) -> None:
-    whole = updated(make_lm, experience)
-    assert_same(whole, updated(make_lm, experience, micro_batch_size=2))
+    whole = updated(make_lm, experience, algorithm=algorithm)
+    assert_same(whole, updated(make_lm, experience, algorithm=algorithm, micro_batch_size=2))
     before = weights(Policy(make_lm()), value_network(make_lm()))
     assert any(not torch.equal(before[name], tensor) for name, tensor in whole[1].items())
 
@@ -166,17 +187,29 @@ def test_an_update_ends_before_it_goes_too_far(make_lm: MakeLm, experience: Expe
     assert bounded["val/steps"] == 2
 
 
-@pytest.mark.parametrize("value_network", ["full", "head"])
-def test_ppo_learns_what_is_rewarded(make_lm: MakeLm, value_network: str) -> None:
-    ppo = make_ppo(make_lm, value_network=value_network)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value_network": "full"},
+        {"value_network": "head"},
+        {"algorithm": "grpo", "group_size": 8, "episodes": 384},
+        {"algorithm": "rloo", "group_size": 8, "episodes": 384},
+    ],
+    ids=lambda changes: next(iter(changes.values())),
+)
+def test_the_policy_learns_what_is_rewarded(make_lm: MakeLm, changes: dict[str, Any]) -> None:
+    ppo = make_ppo(make_lm, **changes)
     rows = [ppo.step() for _ in range(ppo.config.batches)]
     first, last = rows[0], rows[-1]
     assert first["objective/scores"] < 0.1
     assert last["objective/scores"] > 0.5
     assert last["objective/kl"] > first["objective/kl"]
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-4)
-    assert last["episode"] == 640
-    assert last["val/explained_variance"] > 0.1
+    assert last["episode"] == ppo.config.episodes
+    if ppo.value is None:
+        assert not any("value" in name or "variance" in name for name in last)
+    else:
+        assert last["val/explained_variance"] > 0.1
 
 
 def test_the_kl_penalty_keeps_the_policy_close(make_lm: MakeLm) -> None:
@@ -189,17 +222,20 @@ def test_the_kl_penalty_keeps_the_policy_close(make_lm: MakeLm) -> None:
 
 def test_a_frozen_trunk_stays_as_it_was(make_lm: MakeLm) -> None:
     ppo = make_ppo(make_lm, value_network="head")
+    assert ppo.value is not None
     trunk, head = weights(ppo.value.trunk), weights(ppo.value.head)
     ppo.step()
     assert all(torch.equal(trunk[name], t) for name, t in weights(ppo.value.trunk).items())
     assert not any(torch.equal(head[name], t) for name, t in weights(ppo.value.head).items())
 
 
-@pytest.mark.parametrize("value_network", ["full", "head"])
+@pytest.mark.parametrize(
+    "kind", [{"value_network": "full"}, {"value_network": "head"}, {"algorithm": "grpo"}]
+)
 def test_the_batch_after_a_resume_is_bit_identical(
-    make_lm: MakeLm, tmp_path: Path, value_network: str
+    make_lm: MakeLm, tmp_path: Path, kind: dict[str, Any]
 ) -> None:
-    changes = {"kl_target": 1.0, "kl_horizon": 100, "value_network": value_network}
+    changes = {"kl_target": 1.0, "kl_horizon": 100, **kind}
     one = make_ppo(make_lm, **changes)
     for _ in range(2):
         one.step()
@@ -211,7 +247,7 @@ def test_the_batch_after_a_resume_is_bit_identical(
     found, expected = two.step(lambda: 0.0), one.step(lambda: 0.0)
     assert found == expected
     assert expected["objective/kl_coefficient"] != 0.01, "should have adapted"
-    ours, theirs = weights(two.policy, two.value), weights(one.policy, one.value)
+    ours, theirs = weights(*networks(two)), weights(*networks(one))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
@@ -229,6 +265,30 @@ def test_every_prompt_is_used_once_before_any_is_used_again(make_lm: MakeLm) -> 
     passes = [seen[start : start + 5] for start in range(0, 20, 5)]
     assert all(sorted(rows) == [0, 1, 2, 3, 4] for rows in passes)
     assert len({tuple(rows) for rows in passes}) > 1
+
+
+def test_the_responses_of_a_group_answer_one_prompt_and_stand_side_by_side(
+    make_lm: MakeLm,
+) -> None:
+    seen: list[int] = []
+
+    def constant(prompt_rows: Sequence[int], samples: Samples) -> Tensor:
+        seen.extend(prompt_rows)
+        return torch.zeros(len(prompt_rows))
+
+    ppo = make_ppo(make_lm, algorithm="rloo", batch_size=12, minibatches=1, group_size=3)
+    ppo._reward = constant
+    for _ in range(5):
+        ppo.step()
+    assert all(len(set(seen[start : start + 3])) == 1 for start in range(0, 60, 3))
+    prompts = seen[::3]
+    assert all(sorted(prompts[start : start + 5]) == [0, 1, 2, 3, 4] for start in range(0, 20, 5))
+
+
+def test_a_group_that_does_not_fill_the_batch_is_refused() -> None:
+    with pytest.raises(ValidationError, match="group_size: expected a divisor of batch_size 32"):
+        PPOConfig(algorithm="grpo", batch_size=32, group_size=5)
+    assert PPOConfig(algorithm="ppo", batch_size=30, minibatches=2).responses_per_prompt == 1
 
 
 def test_a_cut_response_pays_the_penalty(make_lm: MakeLm) -> None:

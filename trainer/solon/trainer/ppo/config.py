@@ -1,4 +1,4 @@
-"""The configuration of PPO. Imports no torch; knows nothing of models or of prompts.
+"""The configuration of reinforcement learning. Imports no torch; knows nothing of models.
 
 The names and defaults follow Stiennon et al. 2020 (2009.01325) and Huang et al. 2024 (2403.17031).
 """
@@ -13,8 +13,16 @@ from solon.trainer.settings import Settings
 
 
 class PPOConfig(Settings):
-    """Proximal policy optimisation against a reward model, with a KL penalty from the SL model."""
+    """Policy optimisation against a reward, with a KL penalty from the SL model."""
 
+    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    """``ppo``: advantages from a value network (the paper's). ``grpo``, ``rloo``: from the other
+    responses to the same prompt, without one, which saves its memory and its time."""
+    group_size: int = Field(default=4, ge=2)
+    """Responses to each prompt with ``grpo`` and ``rloo``, >= 2; divides ``batch_size``."""
+    scale_by_group: bool = True
+    """``grpo``: divide a group's advantages by their deviation, and a response's loss by its
+    length (Shao et al. 2024). False: neither (Dr. GRPO, 2503.20783)."""
     episodes: int = Field(default=20_000, ge=1)
     """Responses to learn from, in all, >= 1; rounded up to whole batches."""
     batch_size: int = Field(default=128, ge=1)
@@ -32,7 +40,7 @@ class PPOConfig(Settings):
     learning_rate: float = Field(default=3e-6, gt=0)
     """Peak step size of the policy's AdamW, > 0."""
     value_learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak step size of the value network's AdamW, > 0."""
+    """Peak step size of the value network's AdamW, > 0. Of ``ppo``."""
     schedule: Literal["constant", "linear"] = "linear"
     """``linear`` goes down to 0 at the last batch."""
     warmup_batches: int = Field(default=0, ge=0)
@@ -40,21 +48,25 @@ class PPOConfig(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients of each network are scaled down to this L2 norm, > 0."""
     discount: float = Field(default=1.0, gt=0, le=1)
-    """Gamma of GAE, in (0, 1]."""
+    """Gamma of GAE, in (0, 1]. Of ``ppo``."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Lambda of GAE, in [0, 1]: 0 trusts the value network, 1 the returns."""
+    """Lambda of GAE, in [0, 1]: 0 trusts the value network, 1 the returns. Of ``ppo``."""
     clip: float = Field(default=0.2, gt=0)
-    """The probability ratio earns no more outside of [1 - clip, 1 + clip], > 0."""
+    """The probability ratio earns no more outside of [1 - clip, 1 + clip], > 0. The ratio is a
+    token's, with ``rloo`` a whole response's."""
     value_clip: float = Field(default=0.2, gt=0)
-    """Values earn no more further than this from the sampled ones, in rewards, > 0."""
+    """Values earn no more further than this from the sampled ones, in rewards, > 0. Of
+    ``ppo``."""
     kl_coefficient: float = Field(default=0.05, ge=0)
-    """Lambda in r = r_PM - lambda KL, in rewards per nat, >= 0; the first value if adaptive."""
+    """Lambda in r = r_PM - lambda KL, in rewards per nat, >= 0; the first value if adaptive. With
+    ``grpo`` the KL stands in the loss instead, as a mean per token."""
     kl_target: float | None = Field(default=None, gt=0)
     """Nats per response that the coefficient steers to (Ziegler et al. 2019); null: it is fixed."""
     kl_horizon: int = Field(default=10_000, ge=1)
     """Episodes in which the adaptive coefficient changes by at most about a fifth, >= 1."""
     kl_estimator: Literal["k1", "k3"] = "k1"
-    """Of the KL in the reward, per token (Schulman 2020): k1 has no bias, k3 is never negative."""
+    """Of the KL in the reward, per token (Schulman 2020): k1 has no bias, k3 is never negative.
+    ``grpo`` has k3 in its loss, whatever this says."""
     max_update_kl: float | None = Field(default=None, gt=0)
     """An update ends early when policy and sampling policy are this far apart, in nats a token."""
     truncation_penalty: float = Field(default=1.0, ge=0)
@@ -62,10 +74,10 @@ class PPOConfig(Settings):
     normalise_reward: bool = True
     """Scale scores by the mean and deviation that the reward stage measured."""
     whiten_rewards: bool = False
-    """Divide each batch's token rewards by their deviation, leaving the mean."""
+    """Divide each batch's token rewards by their deviation, leaving the mean. Of ``ppo``."""
     value_network: Literal["full", "head"] = "full"
     """What learns the values: ``full``, a copy of the reward model, as TRL does; or ``head``, a new
-    head on the frozen reward model, which halves the cost of an update."""
+    head on the frozen reward model, which halves the cost of an update. Of ``ppo``."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Batches between checkpoints, >= 1; a killed stage goes on from the last one."""
 
@@ -77,6 +89,30 @@ class PPOConfig(Settings):
                 f"got {self.minibatches!r}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _groups_fill_the_batch(self) -> PPOConfig:
+        if self.batch_size % self.responses_per_prompt:
+            raise ValueError(
+                f"group_size: expected a divisor of batch_size {self.batch_size}, "
+                f"got {self.group_size!r}"
+            )
+        return self
+
+    @property
+    def has_value_network(self) -> bool:
+        """Whether a value network learns along."""
+        return self.algorithm == "ppo"
+
+    @property
+    def has_kl_in_loss(self) -> bool:
+        """Whether the KL penalty stands in the loss and not in the rewards."""
+        return self.algorithm == "grpo"
+
+    @property
+    def responses_per_prompt(self) -> int:
+        """Episodes of one batch that answer the same prompt."""
+        return 1 if self.algorithm == "ppo" else self.group_size
 
     @property
     def batches(self) -> int:

@@ -1,4 +1,4 @@
-"""PPO from the first batch to the last: sample, score, learn, save; and go on after a kill.
+"""RL from the first batch to the last: sample, score, learn, save; and go on after a kill.
 
 Everything random is derived from (seed, batch, process), and a checkpoint holds all that a batch
 changes, so the batch after a resume is bit-identical to the one that would have followed.
@@ -8,6 +8,7 @@ Shapes as in ``rollout``. Knows nothing of reward models, conversations or the r
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from solon.constitution import derive_seed
 from solon.trainer.ppo import math
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.experience import Experience, from_groups, from_values
+from solon.trainer.ppo.order import prompt_rows
 from solon.trainer.ppo.rollout import (
     Policy,
     Samples,
@@ -28,7 +31,7 @@ from solon.trainer.ppo.rollout import (
     response_values,
     sample,
 )
-from solon.trainer.ppo.update import Experience, Learner, update
+from solon.trainer.ppo.update import Learner, update
 
 Clock = Callable[[], float]
 
@@ -54,7 +57,7 @@ class PPO:
         *,
         policy: Policy,
         reference: Policy,
-        value: ValueNetwork,
+        value: ValueNetwork | None,
         reward: RewardFunction,
         prompts: Sequence[Sequence[int]],
         stop_ids: Sequence[int],
@@ -68,7 +71,7 @@ class PPO:
             config: All that can be set.
             policy: Learns; starts as the SL model.
             reference: The SL model, which the policy is kept close to.
-            value: Learns along.
+            value: Learns along; None where the algorithm has no value network.
             reward: Scores the episodes.
             prompts: Token sequences that ask for a response.
             stop_ids: Tokens that end a response.
@@ -81,19 +84,16 @@ class PPO:
         """
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
+        assert (value is not None) == config.has_value_network, config.algorithm
         self.config, self.seed = config, seed
         self.accelerator = accelerator or Accelerator()
-        processes = self.accelerator.num_processes
-        if config.batch_size % (processes * config.minibatches):
-            raise ValueError(
-                f"batch_size: expected a multiple of minibatches times processes, "
-                f"{config.minibatches} x {processes}, got {config.batch_size!r}"
-            )
+        _check_batch(config, self.accelerator.num_processes)
         self._prompts, self._reward = prompts, reward
         self._stop_ids, self._pad_id = list(stop_ids), pad_id
         self._reference = reference.to(self.accelerator.device).eval().requires_grad_(False)
         # dropout would make the ratio of an unchanged policy differ from 1
-        self._learner = _learner(config, policy.eval(), value.eval(), self.accelerator)
+        value = value.eval() if value is not None else None
+        self._learner = _learner(config, policy.eval(), value, self.accelerator)
         self._progress = _Progress(kl_coefficient=config.kl_coefficient)
         self.accelerator.register_for_checkpointing(self._progress)
 
@@ -109,8 +109,10 @@ class PPO:
         return unwrapped
 
     @property
-    def value(self) -> ValueNetwork:
-        """The value network, as it is now."""
+    def value(self) -> ValueNetwork | None:
+        """The value network, as it is now; None if there is none."""
+        if self._learner.value is None:
+            return None
         unwrapped: ValueNetwork = self.accelerator.unwrap_model(self._learner.value)
         return unwrapped
 
@@ -152,22 +154,17 @@ class PPO:
         return derive_seed(self.seed, "ppo", purpose, self._progress.batches, rank) >> 1
 
     def _prompt_rows(self) -> list[int]:
-        """This process's share of the next episodes' prompts, each pass over them in new order."""
-        total, batch = len(self._prompts), self.config.batch_size
-        first = self._progress.batches * batch
-        orders: dict[int, list[int]] = {}
-        rows: list[int] = []
-        for episode in range(first, first + batch):
-            passed, place = divmod(episode, total)
-            if passed not in orders:
-                orders[passed] = self._order(passed)
-            rows.append(orders[passed][place])
-        return rows[self.accelerator.process_index :: self.accelerator.num_processes]
-
-    def _order(self, passed: int) -> list[int]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "ppo-order", passed) >> 1)
-        order: list[int] = torch.randperm(len(self._prompts), generator=generator).tolist()
-        return order
+        """This process's share of the next episodes' prompts, a prompt's episodes side by side."""
+        each = self.config.responses_per_prompt
+        count = self.config.batch_size // each
+        rows = prompt_rows(
+            total=len(self._prompts),
+            first=self._progress.batches * count,
+            count=count,
+            seed=self.seed,
+        )
+        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        return [row for row in mine for _ in range(each)]
 
     def _sample(self, rows: Sequence[int]) -> Samples:
         return sample(
@@ -188,42 +185,38 @@ class PPO:
             temperature=config.temperature,
             micro_batch_size=config.micro_batch_size,
         )
-        values_BR, features_BRH = response_values(
-            self.value, samples, micro_batch_size=config.micro_batch_size
-        )
-        scores_B = self._reward(rows, samples).to(values_BR)
+        valued = self._values(samples)
+        scores_B = self._reward(rows, samples).to(reference_BR)
         scores_B = scores_B - config.truncation_penalty * (~samples.ended_B)
         kl_BR = math.kl_estimate(samples.logprobs_BR, reference_BR, config.kl_estimator)
         coefficient = self._progress.kl_coefficient
-        rewards_BR = math.token_rewards(scores_B, kl_BR, mask_BR, coefficient)
-        experience = self._experience(samples, rewards_BR, values_BR, features_BRH)
+        in_reward = 0.0 if config.has_kl_in_loss else coefficient
+        rewards_BR = math.token_rewards(scores_B, kl_BR, mask_BR, in_reward)
         metrics = self._objective(samples, scores_B, rewards_BR, reference_BR)
+        if valued is None:
+            experience = from_groups(
+                config,
+                samples,
+                reference_BR,
+                rewards_BR.sum(dim=1),
+                kl_coefficient=coefficient if config.has_kl_in_loss else 0.0,
+            )
+            return experience, metrics
+        experience = from_values(
+            config, samples, reference_BR, rewards_BR, *valued, reduce=self._learner.sum
+        )
+        assert experience.value is not None
         variance = math.explained_variance(
-            values_BR, experience.returns_BR, mask_BR, reduce=self._learner.sum
+            valued[0], experience.value.returns_BR, mask_BR, reduce=self._learner.sum
         )
-        metrics["val/explained_variance"] = variance.item()
-        return experience, metrics
+        return experience, metrics | {"val/explained_variance": variance.item()}
 
-    def _experience(
-        self,
-        samples: Samples,
-        rewards_BR: Tensor,
-        values_BR: Tensor,
-        features_BRH: Tensor | None,
-    ) -> Experience:
-        config, mask_BR, total = self.config, samples.mask_BR, self._learner.sum
-        if config.whiten_rewards:
-            rewards_BR = math.masked_whiten(rewards_BR, mask_BR, shift_mean=False, reduce=total)
-        advantages_BR, returns_BR = math.gae(
-            rewards_BR, values_BR, mask_BR, discount=config.discount, lam=config.gae_lambda
-        )
-        return Experience(
-            samples=samples,
-            values_BR=values_BR,
-            features_BRH=features_BRH,
-            advantages_BR=math.masked_whiten(advantages_BR, mask_BR, reduce=total),
-            returns_BR=returns_BR,
-        )
+    def _values(self, samples: Samples) -> tuple[Tensor, Tensor | None] | None:
+        """As ``response_values``; None without a value network."""
+        network, size = self.value, self.config.micro_batch_size
+        if network is None:
+            return None
+        return response_values(network, samples, micro_batch_size=size)
 
     def _objective(
         self, samples: Samples, scores_B: Tensor, rewards_BR: Tensor, reference_BR: Tensor
@@ -248,10 +241,8 @@ class PPO:
         factor = min(1.0, (batch + 1) / (config.warmup_batches + 1))
         if config.schedule == "linear":
             factor *= 1 - batch / max(config.batches, batch + 1)
-        for optimizer, rate in (
-            (self._learner.policy_optimizer, config.learning_rate),
-            (self._learner.value_optimizer, config.value_learning_rate),
-        ):
+        rates = (config.learning_rate, config.value_learning_rate)
+        for (_, optimizer), rate in zip(self._learner.optimized(), rates, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         return config.learning_rate * factor
@@ -284,23 +275,36 @@ class _Progress:
         self.kl_coefficient = state["kl_coefficient"]
 
 
+def _check_batch(config: PPOConfig, processes: int) -> None:
+    if config.batch_size % (processes * config.minibatches):
+        raise ValueError(
+            f"batch_size: expected a multiple of minibatches times processes, "
+            f"{config.minibatches} x {processes}, got {config.batch_size!r}"
+        )
+    if config.batch_size % (processes * config.responses_per_prompt):
+        raise ValueError(
+            f"batch_size: expected a multiple of group_size times processes, "
+            f"{config.group_size} x {processes}, got {config.batch_size!r}"
+        )
+
+
 def _learner(
-    config: PPOConfig, policy: Policy, value: ValueNetwork, accelerator: Accelerator
+    config: PPOConfig, policy: Policy, value: ValueNetwork | None, accelerator: Accelerator
 ) -> Learner:
-    policy_optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, weight_decay=0.0, eps=1e-5
-    )
-    value_optimizer = torch.optim.AdamW(
-        [p for p in value.parameters() if p.requires_grad],
-        lr=config.value_learning_rate,
-        weight_decay=0.0,
-        eps=1e-5,
-    )
-    prepared = accelerator.prepare(policy, value, policy_optimizer, value_optimizer)
-    return Learner(
+    trained, optimizer = accelerator.prepare(policy, _adamw(policy, config.learning_rate))
+    learner = Learner(
         accelerator=accelerator,
-        policy=prepared[0],
-        value=prepared[1],
-        policy_optimizer=prepared[2],
-        value_optimizer=prepared[3],
+        policy=trained,
+        policy_optimizer=optimizer,
+        value=None,
+        value_optimizer=None,
     )
+    if value is None:
+        return learner
+    trained, optimizer = accelerator.prepare(value, _adamw(value, config.value_learning_rate))
+    return dataclasses.replace(learner, value=trained, value_optimizer=optimizer)
+
+
+def _adamw(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, eps=1e-5)

@@ -15,35 +15,29 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from solon.trainer.ppo import math
+from solon.trainer.ppo import groups, math
 from solon.trainer.ppo.config import PPOConfig
-from solon.trainer.ppo.rollout import Samples, micro_batches
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Experience:
-    """A batch of episodes, ready to learn from; 0 on padding."""
-
-    samples: Samples
-    values_BR: Tensor
-    """Before the update, in normalised rewards."""
-    features_BRH: Tensor | None
-    """Of the value network, if its trunk is frozen."""
-    advantages_BR: Tensor
-    returns_BR: Tensor
+from solon.trainer.ppo.experience import Experience, ValueTargets
+from solon.trainer.ppo.rollout import TokenBatch, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
-    """The two networks that learn, as ``Accelerator.prepare`` gave them back."""
+    """The networks that learn, as ``Accelerator.prepare`` gave them back."""
 
     accelerator: Accelerator
     policy: nn.Module
     """Called as ``rollout.Policy``."""
-    value: nn.Module
-    """Called as ``rollout.ValueNetwork``."""
+    value: nn.Module | None
+    """Called as ``rollout.ValueNetwork``. None: there is no value network."""
     policy_optimizer: torch.optim.Optimizer
-    value_optimizer: torch.optim.Optimizer
+    value_optimizer: torch.optim.Optimizer | None
+
+    def optimized(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
+        """Each network with its optimiser."""
+        yield self.policy, self.policy_optimizer
+        if self.value is not None and self.value_optimizer is not None:
+            yield self.value, self.value_optimizer
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -65,7 +59,7 @@ def update(
     that sampled. ``generator`` (of the CPU) shuffles the episodes.
 
     Returns:
-        The metrics of ``math.policy_loss`` and ``math.value_loss``, averaged over the steps;
+        The metrics of the losses in ``math`` and ``groups``, averaged over the steps;
         ``policy/entropy_avg``; ``mismatch_kl``: how far the log-probabilities of sampling and of
         training are apart on the same weights, in nats a token.
     """
@@ -74,8 +68,8 @@ def update(
         metrics = _accumulate_gradients(learner, experience, rows_B, config)
         steps.append(metrics)
         if config.max_update_kl and metrics["policy/approxkl_avg"].item() > config.max_update_kl:
-            learner.policy_optimizer.zero_grad()
-            learner.value_optimizer.zero_grad()
+            for _, optimizer in learner.optimized():
+                optimizer.zero_grad()
             break
         _step(learner, config.max_grad_norm)
     averages = {name: torch.stack([m[name] for m in steps]).mean().item() for name in steps[0]}
@@ -90,18 +84,30 @@ def _minibatches(episodes: int, config: PPOConfig, generator: torch.Generator) -
         yield from order.chunk(config.minibatches)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Counts:
+    """What the losses of a minibatch are averaged over, all processes together, each's share."""
+
+    tokens: Tensor
+    episodes: Tensor
+
+
 def _accumulate_gradients(
     learner: Learner, experience: Experience, rows_B: Tensor, config: PPOConfig
 ) -> math.Metrics:
     samples = experience.samples
     rows_B = rows_B.to(samples.ids_BT.device)
-    # gradients are averaged over processes, so each divides by its share of all tokens
-    count = learner.mean(samples.response_lengths_B[rows_B].sum().float())
-    groups = micro_batches(samples.lengths_B[rows_B], config.micro_batch_size)
+    lengths_b = samples.response_lengths_B[rows_B]
+    # gradients are averaged over processes, so each divides by its share of the whole
+    counts = _Counts(
+        tokens=learner.mean(lengths_b.sum().float()),
+        episodes=learner.mean((lengths_b > 0).sum().float()),
+    )
+    batches = micro_batches(samples.lengths_B[rows_B], config.micro_batch_size)
     totals: math.Metrics = {}
-    for index, group in enumerate(groups):
-        last = index == len(groups) - 1
-        metrics = _backward(learner, experience, rows_B[group], count, config, synchronise=last)
+    for index, rows_b in enumerate(batches):
+        last = index == len(batches) - 1
+        metrics = _backward(learner, experience, rows_B[rows_b], counts, config, synchronise=last)
         for name, value in metrics.items():
             totals[name] = totals[name] + value if name in totals else value
     return {name: learner.mean(total) for name, total in totals.items()}
@@ -111,38 +117,88 @@ def _backward(
     learner: Learner,
     experience: Experience,
     rows_b: Tensor,
-    count: Tensor,
+    counts: _Counts,
     config: PPOConfig,
     *,
     synchronise: bool,
 ) -> math.Metrics:
     batch = experience.samples.batch(rows_b)
-
-    def tokens(values_BR: Tensor) -> Tensor:
-        return values_BR[rows_b][batch.mask_bR]
-
-    features_BRH = experience.features_BRH
-
     with _gradients_of(learner, learner.policy, synchronise):
         logprobs_N, entropy_N = learner.policy(batch, config.temperature)
-        loss, metrics = math.policy_loss(
-            logprobs_N,
-            tokens(experience.samples.logprobs_BR),
-            tokens(experience.advantages_BR),
-            clip=config.clip,
-            count=count,
-        )
+        loss, metrics = _policy_loss(logprobs_N, batch, experience, rows_b, counts, config)
         learner.accelerator.backward(loss)
+    metrics["policy/entropy_avg"] = entropy_N.sum() / counts.tokens
+    if learner.value is None or experience.value is None:
+        return metrics
     with _gradients_of(learner, learner.value, synchronise):
-        loss, value_metrics = math.value_loss(
-            learner.value(batch, None if features_BRH is None else tokens(features_BRH)),
-            tokens(experience.values_BR),
-            tokens(experience.returns_BR),
-            clip=config.value_clip,
-            count=count,
+        loss, value_metrics = _value_loss(
+            learner.value, batch, experience.value, rows_b, counts, config
         )
         learner.accelerator.backward(loss)
-    return metrics | value_metrics | {"policy/entropy_avg": entropy_N.sum() / count}
+    return metrics | value_metrics
+
+
+def _policy_loss(
+    logprobs_N: Tensor,
+    batch: TokenBatch,
+    experience: Experience,
+    rows_b: Tensor,
+    counts: _Counts,
+    config: PPOConfig,
+) -> tuple[Tensor, math.Metrics]:
+    samples = experience.samples
+    old_N = _tokens(samples.logprobs_BR, rows_b, batch)
+    advantages_bR = experience.advantages_BR[rows_b]
+    if config.algorithm == "rloo":
+        return groups.rloo_loss(
+            logprobs_N,
+            old_N,
+            advantages_bR[:, 0],
+            batch.mask_bR,
+            clip=config.clip,
+            tokens=counts.tokens,
+            episodes=counts.episodes,
+        )
+    if config.algorithm == "grpo":
+        greatest = torch.full_like(samples.response_lengths_B, config.max_response_tokens)
+        lengths_B = samples.response_lengths_B if config.scale_by_group else greatest
+        return groups.grpo_loss(
+            logprobs_N,
+            old_N,
+            _tokens(experience.reference_BR, rows_b, batch),
+            advantages_bR[batch.mask_bR],
+            1 / lengths_B[rows_b][batch.row_N],
+            clip=config.clip,
+            kl_coefficient=experience.kl_coefficient,
+            tokens=counts.tokens,
+            episodes=counts.episodes,
+        )
+    return math.policy_loss(
+        logprobs_N, old_N, advantages_bR[batch.mask_bR], clip=config.clip, count=counts.tokens
+    )
+
+
+def _value_loss(
+    network: nn.Module,
+    batch: TokenBatch,
+    targets: ValueTargets,
+    rows_b: Tensor,
+    counts: _Counts,
+    config: PPOConfig,
+) -> tuple[Tensor, math.Metrics]:
+    features_BRH = targets.features_BRH
+    features_NH = None if features_BRH is None else _tokens(features_BRH, rows_b, batch)
+    return math.value_loss(
+        network(batch, features_NH),
+        _tokens(targets.values_BR, rows_b, batch),
+        _tokens(targets.returns_BR, rows_b, batch),
+        clip=config.value_clip,
+        count=counts.tokens,
+    )
+
+
+def _tokens(values_BR: Tensor, rows_b: Tensor, batch: TokenBatch) -> Tensor:
+    return values_BR[rows_b][batch.mask_bR]
 
 
 def _gradients_of(
@@ -155,10 +211,7 @@ def _gradients_of(
 
 
 def _step(learner: Learner, max_grad_norm: float) -> None:
-    for network, optimizer in (
-        (learner.policy, learner.policy_optimizer),
-        (learner.value, learner.value_optimizer),
-    ):
+    for network, optimizer in learner.optimized():
         learner.accelerator.clip_grad_norm_(network.parameters(), max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

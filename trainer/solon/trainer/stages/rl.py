@@ -1,4 +1,4 @@
-"""RL-CAI: PPO from the SL model against the reward model (Bai et al. 2022, section 4).
+"""RL-CAI: from the SL model, against the reward model (Bai et al. 2022, section 4).
 
 Puts the pieces of ``ppo`` together. Knows nothing of the run directory's layout or of how the
 reward model was trained. Imports no trl, which alone takes seconds.
@@ -48,7 +48,7 @@ def train_rl(
     seed: int,
     report: Report,
 ) -> dict[str, float]:
-    """Train ``base_model`` (the SL model) by PPO and publish the result at ``output``.
+    """Train ``base_model`` (the SL model) by RL and publish the result at ``output``.
 
     Args:
         config: All that can be set.
@@ -140,33 +140,44 @@ def _reward_and_value(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Messages],
     device: torch.device,
-) -> tuple[RewardFunction, ValueNetwork]:
-    """The reward function; and the value network, which needs the policy's tokens.
-
-    It starts as the reward model where the two share their tokens, else as the SL model.
-    """
+) -> tuple[RewardFunction, ValueNetwork | None]:
+    """The reward function; and the value network, if the algorithm has one."""
     statistics = RewardStatistics.load(Path(reward_model)) if config.normalise_reward else None
-    scale = statistics or RewardStatistics(mean=0.0, std=1.0, responses=0)
     reward_tokenizer = load_tokenizer(reward_model)
     model = load_reward_model(reward_model, pad_id=reward_tokenizer.pad_token_id)
     model.to(device)  # type: ignore[arg-type]
-    size, train_trunk = config.micro_batch_size, config.value_network == "full"
-    if reward_tokenizer.get_vocab() == tokenizer.get_vocab():
-        value = ValueNetwork(
-            copy.deepcopy(model), mean=scale.mean, std=scale.std, train_trunk=train_trunk
-        )
+    shared = reward_tokenizer.get_vocab() == tokenizer.get_vocab()
+    value = None
+    if config.has_value_network:
+        value = _value_network(config, base_model, tokenizer, model if shared else None, statistics)
+    size = config.micro_batch_size
+    if shared:
         return RewardModelScorer(model, statistics, micro_batch_size=size), value
-    stops = stop_ids(model, reward_tokenizer)
     scorer = TextRewardScorer(
         model,
         statistics,
         micro_batch_size=size,
-        encoder=ChatEncoder(reward_tokenizer, stops),
+        encoder=ChatEncoder(reward_tokenizer, stop_ids(model, reward_tokenizer)),
         policy_tokenizer=tokenizer,
         prompts=messages,
     )
-    start = load_reward_model(base_model, pad_id=tokenizer.pad_token_id)
-    return scorer, ValueNetwork(start, mean=0.0, std=1.0, train_trunk=train_trunk)
+    return scorer, value
+
+
+def _value_network(
+    config: PPOConfig,
+    base_model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_model: PreTrainedModel | None,
+    statistics: RewardStatistics | None,
+) -> ValueNetwork:
+    """It needs the policy's tokens: it starts as a reward model that has them, else as the SL."""
+    train_trunk = config.value_network == "full"
+    if reward_model is None:
+        start = load_reward_model(base_model, pad_id=tokenizer.pad_token_id)
+        return ValueNetwork(start, mean=0.0, std=1.0, train_trunk=train_trunk)
+    mean, std = (statistics.mean, statistics.std) if statistics else (0.0, 1.0)
+    return ValueNetwork(copy.deepcopy(reward_model), mean=mean, std=std, train_trunk=train_trunk)
 
 
 def _resume(ppo: PPO, checkpoints: Path) -> None:
