@@ -67,8 +67,8 @@ def test_a_count_takes_the_first_of_a_file(tmp_path: Path) -> None:
 
 BROKEN = [
     ("not json", "prompts.jsonl:2: not valid JSON"),
-    ({"text": "x"}, "prompts.jsonl:2: expected {"),
-    ([1], "prompts.jsonl:2: expected {"),
+    ({"text": "x"}, "prompts.jsonl:2: expected the columns of the format prompts, prompt;"),
+    ([1], "prompts.jsonl:2: expected an object such as {"),
     ({"prompt": ""}, "prompts.jsonl:2: prompt: expected a text, got an empty one"),
     ({"prompt": 3}, "prompts.jsonl:2: prompt: expected a text or a list"),
     ({"prompt": []}, "prompts.jsonl:2: prompt: messages: expected at least one"),
@@ -90,16 +90,18 @@ def test_a_broken_record_is_refused_with_its_line(
 
 
 def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
-    empty, latin, table = tmp_path / "e.txt", tmp_path / "l.txt", tmp_path / "t.parquet"
+    names = ("e.txt", "l.txt", "t.parquet", "o.xlsx")
+    empty, latin, table, other = (tmp_path / name for name in names)
+    other.touch()
     empty.write_text("\n\n")
     latin.write_bytes(b"fine\n\xff\xfe\n")
-    pq.write_table(pa.table({"text": ["x"]}), table)
+    pq.write_table(pa.table({"question": ["x"]}), table)
     for path, expected in [
-        (empty, "got an empty file"),
-        (latin, "not UTF-8"),
-        (table, "expected a column 'prompt', got text"),
+        (empty, "expected at least one prompt, got none"),
+        (latin, "l.txt:2: not UTF-8"),
+        (table, "expected the columns of a known format, got question; rename a column"),
         (tmp_path / "missing.txt", "no such file"),
-        (tmp_path / "file.csv", "expected a .jsonl, .parquet or .txt file"),
+        (other, "expected a file that ends with .jsonl, .json, .csv"),
     ]:
         with pytest.raises(PromptError, match=expected) as caught:
             read(path)

@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
         "--labelled",
         required=True,
         metavar="FILE",
-        help=".jsonl or .parquet of prompt, chosen, rejected (TRL's preference format)",
+        help="prompt, chosen, rejected in TRL's preference format, HH-RLHF, or RewardBench",
     )
     calls.add_connection(test, timeout=300.0)
     _add_import(actions)

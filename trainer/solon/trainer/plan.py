@@ -173,7 +173,9 @@ def estimate(
         held_out = sum(count[key] for key in EVALUATION_KEYS)
         lines.append(f"evaluate: {held_out:,} held-out prompts for every model")
     dropped = sum(found.duplicates for found in prompts.values())
-    return lines + ([f"{dropped:,} duplicate prompts are left out"] if dropped else [])
+    unusable = sum(found.unusable for found in prompts.values())
+    lines += [f"{dropped:,} duplicate prompts are left out"] if dropped else []
+    return lines + ([f"{unusable:,} rows without a prompt are left out"] if unusable else [])
 
 
 def _calls_of_chain(config: RunConfig) -> int:

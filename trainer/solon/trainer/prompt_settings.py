@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from solon.trainer.settings import Settings
+
+
+def _texts(value: Any) -> Any:
+    """One value is a list of one; numbers and truths as files spell them."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [
+        str(one).lower() if isinstance(one, bool) else str(one)
+        for one in values
+        if isinstance(one, str | int | float)
+    ]
+
+
+Texts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_texts)]
+"""One text or more."""
 
 SANDBOX = "sandbox:"
 """What the name of a sandbox source begins with."""
@@ -14,15 +28,44 @@ SANDBOX = "sandbox:"
 SandboxKind = Literal["harmful", "benign", "sounds_dangerous"]
 SANDBOX_KINDS: tuple[SandboxKind, ...] = ("harmful", "benign", "sounds_dangerous")
 
+FormatName = Literal[
+    "prompts",
+    "prompt_completion",
+    "preference",
+    "implicit",
+    "messages",
+    "text",
+    "hh_rlhf",
+    "hh_red_team",
+    "rewardbench",
+    "paper_eval",
+    "xstest",
+    "harmbench",
+    "advbench",
+    "strongreject",
+    "lines",
+]
+"""What the rows of a file are; see ``importers.formats``."""
+
 
 class PromptSource(Settings):
     """Some prompts. A plain text in YAML is short for ``{source: TEXT}``."""
 
     source: str
     """``sandbox:harmful``, ``sandbox:benign`` or ``sandbox:sounds_dangerous``, or the path of a
-    .jsonl, .parquet or .txt file."""
+    .jsonl, .json, .csv, .txt (each also with .gz) or .parquet file."""
     count: PositiveInt | None = None
     """How many, 1 or more: the first of a file, a draw of a sandbox source. None: all of a file."""
+    format: FormatName | None = None
+    """What a file's rows are: prompts, prompt_completion, preference, implicit, messages, text (the
+    formats of TRL's datasets), hh_rlhf, hh_red_team, rewardbench, paper_eval, xstest, harmbench,
+    advbench, strongreject, or lines. None: what the columns of its first row show."""
+    where: dict[str, Texts] = Field(default_factory=dict)
+    """Which rows of a file: column -> a value, or a list of values of which a row must have one,
+    for example ``{label: safe}``. ``count`` is of these. Empty: all."""
+    skip_unusable: bool = False
+    """Leave out, and count, the rows of a file that hold no prompt (an empty turn, two different
+    conversations in one row) instead of refusing the file; published sets have some."""
 
     @model_validator(mode="before")
     @classmethod
@@ -38,6 +81,11 @@ class PromptSource(Settings):
             raise ValueError(f"expected one of {expected}, got {self.source!r}")
         if self.count is None:
             raise ValueError(f"{self.source} makes as many prompts as asked for: set count")
+        if self.format or self.where or self.skip_unusable:
+            raise ValueError(
+                f"format, where and skip_unusable are of files, and {self.source} is none: remove "
+                "them"
+            )
         return self
 
     @property

@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from solon.chat import Conversation
 from solon.client import Comparison, JudgeClient
 from solon.client.requests import ConstitutionRef
 from solon.trainer.errors import PromptError
-from solon.trainer.prompts import content_id, conversation_of, read_rows
+from solon.trainer.importers import Importer, LabelledPair, read_pairs
 from solon.trainer.stages import rows
 from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.measures import rate
@@ -27,16 +25,6 @@ from solon.trainer.stages.work import work_through
 _LEAST = 1e-6
 """Probabilities nearer to 0 count as this in the log loss: a judge that is sure and wrong once
 would else make it infinite."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelledPair:
-    """Two responses to one conversation, of which the better is known."""
-
-    id: str
-    conversation: Conversation
-    chosen: str
-    rejected: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,38 +52,18 @@ class Tried:
 
 
 def load_pairs(name: str) -> tuple[LabelledPair, ...]:
-    """Labelled pairs in TRL's preference format: ``prompt``, ``chosen``, ``rejected``.
+    """Labelled pairs of a file in any format that has them (``importers.formats``).
 
     Args:
-        name: A .jsonl or .parquet file. ``prompt`` is a text or messages; ``chosen`` and
-            ``rejected`` are texts, or messages of which the last, the assistant's, counts.
+        name: The file; for example a .jsonl of ``prompt``, ``chosen`` and ``rejected``.
 
     Raises:
         PromptError: It cannot be read, a row is wrong, or there is none.
     """
-    path, pairs = Path(name), []
-    columns = ("prompt", "chosen", "rejected")
-    for place, row in read_rows(path, required=columns, optional=("id",)):
-        if not isinstance(row, dict) or not set(columns) <= row.keys():
-            raise PromptError(
-                f'{place}: expected {{"prompt", "chosen", "rejected"}}, got '
-                f"{sorted(row) if isinstance(row, dict) else row!r}"
-            )
-        conversation = conversation_of(row["prompt"], place)
-        chosen, rejected = (_response(row[key], f"{place}: {key}") for key in columns[1:])
-        if chosen == rejected:
-            raise PromptError(f"{place}: chosen and rejected are the same text: nothing to prefer")
-        pairs.append(
-            LabelledPair(
-                id=str(row.get("id") or content_id(conversation)),
-                conversation=conversation,
-                chosen=chosen,
-                rejected=rejected,
-            )
-        )
+    pairs = tuple(read_pairs(Importer(name)))
     if not pairs:
-        raise PromptError(f"{path}: expected at least one pair, got none")
-    return tuple(pairs)
+        raise PromptError(f"{name}: expected at least one pair, got none")
+    return pairs
 
 
 async def try_pairs(
@@ -215,15 +183,3 @@ def _mean(opinions: Iterable[Opinion]) -> float | None:
     found = [(o.weight, o.probability) for o in opinions if o.probability is not None]
     total = math.fsum(weight for weight, _ in found)
     return math.fsum(w * p for w, p in found) / total if total else None
-
-
-def _response(value: Any, place: str) -> str:
-    said = value
-    if isinstance(value, list):
-        last = value[-1] if value else None
-        if not isinstance(last, dict) or last.get("role") != "assistant":
-            raise PromptError(f"{place}: expected messages that end with the assistant's")
-        said = last.get("content")
-    if not isinstance(said, str) or not said.strip():
-        raise PromptError(f"{place}: expected a text, or messages that end with the assistant's")
-    return said
