@@ -16,7 +16,45 @@ from solon.trainer.settings import Settings
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-class TrainingSettings(Settings):
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2021, 2106.09685): all that learns; the model itself is frozen.
+
+    The stage publishes the model with the adapter merged into it, as after full fine-tuning, and
+    the adapter by itself in ``adapter/`` beside the weights.
+    """
+
+    rank: int = Field(default=16, ge=1, le=4096)
+    """Rank of each adapter's two factors, 1 to 4096."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Adapters count ``alpha / rank`` times, > 0."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that is left out of a step, in [0, 1). Not in ``rl``, whose
+    ratio of an unchanged policy has to be 1."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Layers that get an adapter: ``all-linear`` (but for the output head), or the last parts of
+    their names, such as ``[q_proj, v_proj]``."""
+    rank_stabilised: bool = False
+    """Count adapters ``alpha / sqrt(rank)`` times, for high ranks (Kalajdzievski 2023,
+    2312.03732)."""
+    dora: bool = False
+    """Learn each weight's magnitude apart from its direction (Liu et al. 2024, 2402.09353)."""
+
+
+class WeightSettings(Settings):
+    """Which weights learn, in which number format, and what of a step is held in memory."""
+
+    lora: LoraSettings | None = None
+    """Train low-rank adapters. null: every weight learns."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """``bfloat16``: layers compute in bfloat16; weights that are frozen are held in it (2 bytes a
+    parameter), those that learn, their gradients and AdamW's two moments in float32 (16 bytes),
+    since a small step is lost in bfloat16's 8 bits; the model is published in bfloat16.
+    ``float32``: everything is float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them."""
+
+
+class TrainingSettings(WeightSettings):
     """What every supervised stage has: batches, optimiser, checkpoints."""
 
     epochs: int = Field(default=1, ge=1)
@@ -34,11 +72,10 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
     """Records in one optimiser step, over all processes, >= 1."""
     micro_batch_size: int = Field(default=16, ge=1)
-    """Records in one forward pass of one process; divides ``batch_size``. Changes memory only."""
+    """Records in one forward pass of one process; divides ``batch_size``. The gradients of the
+    passes are accumulated into one step, so this changes memory only."""
     max_length: int = Field(default=2048, ge=8)
     """Tokens of prompt and response together, >= 8. Longer records are left out and counted."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimiser steps between checkpoints, >= 1; a killed stage goes on from the last one."""
     log_every: int = Field(default=10, ge=1)

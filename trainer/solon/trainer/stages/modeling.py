@@ -24,6 +24,7 @@ from transformers import (
 
 from solon.constitution import derive_seed
 from solon.trainer.errors import ConfigError, RunDirectoryError
+from solon.trainer.stages.adapters import ADAPTER_FOLDER, Adapter
 
 _TOKENIZED_AT_ONCE = 1024
 
@@ -51,21 +52,23 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(model: str) -> PreTrainedModel:
-    """A causal language model in float32, on the CPU.
+def load_causal_lm(model: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model, on the CPU.
 
     Raises:
         ConfigError: ``model`` is not one.
     """
     try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         return loaded
     except (OSError, ValueError) as error:
         raise ConfigError(_cannot_load("a causal language model", model, error)) from error
 
 
-def load_reward_model(model: str, *, pad_id: int | None) -> PreTrainedModel:
-    """A sequence classifier with one output, in float32, on the CPU.
+def load_reward_model(
+    model: str, *, pad_id: int | None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A sequence classifier with one output, on the CPU.
 
     From a causal language model it gets a new head, drawn from torch's global generator.
 
@@ -74,7 +77,7 @@ def load_reward_model(model: str, *, pad_id: int | None) -> PreTrainedModel:
     """
     try:
         loaded: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, dtype=torch.float32
+            model, num_labels=1, dtype=dtype
         )
     except (OSError, ValueError) as error:
         raise ConfigError(_cannot_load("a sequence classifier", model, error)) from error
@@ -236,13 +239,17 @@ def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     files: Mapping[str, str] | None = None,
+    *,
+    adapter: Adapter | None = None,
 ) -> None:
-    """Publish a model in Hugging Face format, with ``files`` (name -> text) beside it."""
+    """Publish a model in Hugging Face format, with ``files`` (name -> text) and its adapter."""
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
+        if adapter is not None:
+            adapter.save(temporary / ADAPTER_FOLDER)
 
     publish(directory, write)

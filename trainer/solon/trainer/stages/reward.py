@@ -21,6 +21,7 @@ from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from solon.trainer.errors import RunDirectoryError
+from solon.trainer.stages.adapters import finished, loaded_dtype, prepared
 from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.modeling import (
     ChatEncoder,
@@ -116,7 +117,8 @@ def train_reward(
         data: Parquet with ``prompt``, ``chosen``, ``rejected`` (lists of ``{"role", "content"}``)
             and ``probability``, that ``chosen`` is better.
         test_data: The same, for the figures; may not exist.
-        output: Where the model's directory appears, ``reward_statistics.json`` in it.
+        output: Where the model's directory appears, ``reward_statistics.json`` in it,
+            and the adapter's directory if there is one.
         checkpoints: A directory of this stage alone; a whole checkpoint in it is gone on from.
         seed: In [0, 2**64); same seed, same model.
         report: Told of every step.
@@ -127,13 +129,15 @@ def train_reward(
         ``test_calibration_error`` against the labels, ``test_pairs``.
 
     Raises:
-        ConfigError: The model cannot be loaded, or its chat template cannot be trained on.
+        ConfigError: The model cannot be loaded, its chat template cannot be trained on, or
+            ``lora.target_modules`` does not fit it.
         RunDirectoryError: There are no training pairs, or all are too long.
     """
     tokenizer = load_tokenizer(base_model)
     encoder = ChatEncoder(tokenizer, stop_ids(load_causal_lm(base_model), tokenizer))
-    set_seed(seed % 2**32)  # of the new head
-    model = load_reward_model(base_model, pad_id=tokenizer.pad_token_id)
+    set_seed(seed % 2**32)  # of the new head and of the adapters
+    model = load_reward_model(base_model, pad_id=tokenizer.pad_token_id, dtype=loaded_dtype(config))
+    learner = prepared(model, config, task="SEQ_CLS", key="reward")
     read = _read(data, encoder)
     pairs = [pair for pair in read if pair.length <= config.max_length]
     if not pairs:
@@ -144,7 +148,7 @@ def train_reward(
     if len(pairs) < len(read):
         report.message(f"{len(read) - len(pairs)} of {len(read)} pairs exceed reward.max_length")
     trainer = _Trainer(
-        model=model,
+        model=learner,
         args=TrlRewardConfig(
             **trainer_arguments(config, checkpoints=checkpoints, seed=seed),
             center_rewards_coefficient=config.centering,
@@ -154,6 +158,7 @@ def train_reward(
         processing_class=tokenizer,
     )
     train(trainer, report)
+    model, adapter = finished(learner, config)
     model.eval()
     metrics = {
         "pairs": float(len(pairs)),
@@ -165,7 +170,8 @@ def train_reward(
     if test_data.exists() and pq.read_metadata(test_data).num_rows:
         metrics |= _test(model, _read(test_data, encoder), config)
     if trainer.is_world_process_zero():
-        save_model(output, model, tokenizer, {RewardStatistics.FILE: statistics.to_json()})
+        files = {RewardStatistics.FILE: statistics.to_json()}
+        save_model(output, model, tokenizer, files, adapter=adapter)
     return metrics
 
 

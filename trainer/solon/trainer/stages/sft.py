@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import cast
 
 from datasets import Dataset
+from transformers import set_seed
 from trl.trainer.sft_config import SFTConfig as TrlSftConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from solon.trainer.errors import RunDirectoryError
+from solon.trainer.stages.adapters import finished, loaded_dtype, prepared
 from solon.trainer.stages.modeling import (
     ChatEncoder,
     Messages,
@@ -49,7 +51,7 @@ def train_sft(
         config: All that can be set.
         base_model: A causal language model's directory or name on the hub.
         data: Parquet with ``prompt`` and ``completion``, lists of ``{"role", "content"}``.
-        output: Where the model's directory appears.
+        output: Where the model's directory appears, the adapter's in it if there is one.
         checkpoints: A directory of this stage alone; a whole checkpoint in it is gone on from.
         seed: In [0, 2**64); same seed, same model.
         report: Told of every step.
@@ -58,11 +60,12 @@ def train_sft(
         ``loss`` (mean over all steps made now), ``records``, ``too_long``, ``steps``.
 
     Raises:
-        ConfigError: The model cannot be loaded, or its chat template cannot be trained on.
+        ConfigError: The model cannot be loaded, its chat template cannot be trained on, or
+            ``lora.target_modules`` does not fit it.
         RunDirectoryError: There are no records, or all are too long.
     """
     tokenizer = load_tokenizer(base_model)
-    model = load_causal_lm(base_model)
+    model = load_causal_lm(base_model, dtype=loaded_dtype(config))
     columns = read_columns(data, ["prompt", "completion"])
     turns = ChatEncoder(tokenizer, stop_ids(model, tokenizer)).turns(
         cast("list[Messages]", columns["prompt"]), cast("list[Messages]", columns["completion"])
@@ -76,15 +79,18 @@ def train_sft(
     if len(kept) < len(turns):
         report.message(f"{len(turns) - len(kept)} of {len(turns)} records exceed sft.max_length")
     arguments = trainer_arguments(config, checkpoints=checkpoints, seed=seed)
+    set_seed(seed % 2**32)  # of the adapters
+    learner = prepared(model, config, task="CAUSAL_LM", key="sft")
     trainer = _Trainer(
-        model=model,
+        model=learner,
         args=TrlSftConfig(**arguments, packing=False),
         train_dataset=_dataset(kept, config, seed),
         processing_class=tokenizer,
     )
     train(trainer, report)
     if trainer.is_world_process_zero():
-        save_model(output, model, tokenizer)
+        published, adapter = finished(learner, config)
+        save_model(output, published, tokenizer, adapter=adapter)
     summary = trainer.state.log_history[-1]
     return {
         "loss": float(summary["train_loss"]),

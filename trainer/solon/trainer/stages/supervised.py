@@ -1,4 +1,4 @@
-"""What the two stages on TRL share: arguments, progress, checkpoints that a kill cannot spoil.
+"""What the stages on TRL share: arguments, progress, checkpoints that a kill cannot spoil.
 
 Knows nothing of losses or of the run directory's layout.
 """
@@ -54,7 +54,9 @@ def trainer_arguments(
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
-        "bf16": False,
+        "bf16": settings.precision == "bfloat16",
+        # transformers takes bfloat16 on a CPU for a mistake unless it is asked for
+        "use_cpu": settings.precision == "bfloat16" and not torch.cuda.is_available(),
         "seed": seed % 2**32,  # numpy's generator takes no more
         "save_strategy": "steps",
         "save_steps": settings.checkpoint_every,
