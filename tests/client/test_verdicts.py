@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from solon.chat import Conversation, Message
 from solon.client import (
     ChainOfThought,
+    ChainVerdict,
     Comparison,
     ConstitutionInfo,
     ControlClient,
@@ -64,7 +65,15 @@ REPLY = judge_pb2.CompareResponse(
             position_dependent=False,
             orders=[
                 judge_pb2.OrderVerdict(
-                    swapped=True, logprob_a=-9, logprob_b=0, probability_a=0.0, chains=["Hm"]
+                    swapped=True,
+                    logprob_a=-9,
+                    logprob_b=0,
+                    probability_a=0.0,
+                    chains=["Hm"],
+                    chain_verdicts=[
+                        judge_pb2.ChainVerdict(logprob_a=-9, logprob_b=0, probability_a=0.0),
+                        judge_pb2.ChainVerdict(no_verdict_reason=LOW_MASS),
+                    ],
                 )
             ],
         ),
@@ -84,6 +93,10 @@ CLEAR = OrderVerdict(
     probability_a=0.0,
     no_verdict_reason=None,
     chains=("Hm",),
+    chain_verdicts=(
+        ChainVerdict(logprob_a=-9, logprob_b=0, probability_a=0.0, no_verdict_reason=None),
+        ChainVerdict(logprob_a=0, logprob_b=0, probability_a=None, no_verdict_reason=REFUSED),
+    ),
 )
 UNCLEAR = OrderVerdict(
     swapped=False, logprob_a=0, logprob_b=0, probability_a=None, no_verdict_reason=REFUSED

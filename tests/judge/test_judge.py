@@ -206,6 +206,8 @@ async def test_chains_are_averaged_then_clamped() -> None:
     assert given.logprob_a == pytest.approx((math.log(0.9) + math.log(0.5)) / 2)
     judge = Judge(reasons("A 0.9", "A 0.5"))
     clamped = await judge.compare(question(), "x", "y", thought(chains=2, clamp=0.4))
+    readings = clamped.principles[0].orders[0].readings
+    assert [r.probability_a for r in readings] == pytest.approx([0.9, 0.5])
     assert [o.probability_a for o in clamped.principles[0].orders] == pytest.approx([0.6, 0.4])
 
 
@@ -240,6 +242,12 @@ async def test_unreadable_chains_are_left_out_of_the_mean() -> None:
     given, _ = comparison.principles[0].orders
     assert given.probability_a == pytest.approx(0.8)
     assert len(given.chains) == 3
+    assert [r.no_verdict for r in given.readings] == [
+        NoVerdict.UNREADABLE_ANSWER,
+        None,
+        NoVerdict.UNREADABLE_ANSWER,
+    ]
+    assert given.readings[1].probability_a == pytest.approx(0.8)
 
 
 async def test_every_chain_has_a_seed_that_depends_on_nothing_else_in_the_request() -> None:

@@ -126,6 +126,7 @@ async def test_chains_of_thought_have_their_documented_defaults(
     order = response.principles[0].orders[0]
     assert order.probability_a == pytest.approx(0.6)
     assert list(order.chains) == (["Yes."] if return_chains else [])
+    assert len(order.chain_verdicts) == 1
 
 
 async def test_chains_without_an_end_are_unreadable(

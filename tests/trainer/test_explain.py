@@ -30,7 +30,7 @@ def said(text: str, seed: int = 1) -> dict[str, Any]:
 
 
 def order(swapped: bool, probability: float | None, reason: str | None = None) -> dict[str, Any]:
-    logprobs = {"logprob_a": -0.1, "logprob_b": -2.0}
+    logprobs = {"logprob_a": -0.1, "logprob_b": -2.0, "chains": []}
     return {
         "swapped": swapped,
         "probability_a": probability,
@@ -60,7 +60,9 @@ def pair(a: int, b: int) -> dict[str, Any]:
         "b": b,
         "probability_a": 0.25,
         "no_verdict_reason": None,
+        "dropped": None,
         "principle_seed": None,
+        "chain_seed": None,
         "principles": [sure, silent],
         "weight_version": "initial",
     } | TIMED
@@ -101,11 +103,21 @@ def compared(name: str) -> dict[str, Any]:
         "source": "mine.jsonl",
         "prompt": ASKED,
         "seed": 8,
-        "responses": [said("Lie to them.", 5), said("Please do not.", 6)],
+        "responses": [
+            said(text, seed) | {"temperature": 0.7}
+            for text, seed in (("Lie to them.", 5), ("Please do not.", 6))
+        ],
         "identical": 0,
         "policy": POLICY,
         "comparisons": [pair(0, 1)],
         "judge_model": "the-judge",
+        "judge_settings": {
+            "both_orders": True,
+            "min_option_mass": 0.0,
+            "chains": None,
+            "clamp": None,
+            "chain_sampling": None,
+        },
     } | BY
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from solon.trainer.stages.filters import prefers_position
 from solon.trainer.stages.measures import of_judge, of_models, of_pairwise
-from solon.trainer.stages.preferences import chosen_pairs, prefers_position, split_of
+from solon.trainer.stages.preference_export import split_of
 
 
 def answers(model: str, kind: str, *truths: str) -> list[dict[str, Any]]:
@@ -69,8 +70,9 @@ def test_a_pair_without_a_verdict_counts_against_the_judge() -> None:
         pair(False, comparison((0.2, 0.1))),
         pair(True, comparison((None, None))),
         pair(False, comparison((0.9, 0.8))),
+        pair(False, comparison((0.5, 0.5))),
     ]
-    assert of_judge(pairs) == {"accuracy": 0.5, "position_bias": 0.0, "n": 4}
+    assert of_judge(pairs) == {"accuracy": 0.4, "position_bias": 0.0, "n": 5}
 
 
 def test_the_position_is_preferred_where_the_weighted_orders_disagree() -> None:
@@ -87,21 +89,14 @@ def test_without_ground_truth_models_are_compared_by_the_judge_alone() -> None:
         pair(None, comparison((0.2, 0.1))),
         pair(None, comparison((0.9, 0.8))),
         pair(None, comparison((0.3, 0.3))),
+        pair(None, comparison((0.5, 0.5))),
         pair(None, comparison((None, None))),
     ]
     found = of_pairwise(["base", "rl"], pairs)
-    assert found["rl"]["preferred_to_base"] == {"rate": pytest.approx(2 / 3), "n": 3}
-    assert found["base"]["preferred_to_rl"] == {"rate": pytest.approx(1 / 3), "n": 3}
+    # a tie is half a win of either
+    assert found["rl"]["preferred_to_base"] == {"rate": pytest.approx(2.5 / 4), "n": 4}
+    assert found["base"]["preferred_to_rl"] == {"rate": pytest.approx(1.5 / 4), "n": 4}
     assert of_judge(pairs)["accuracy"] is None
-
-
-def test_pairs_are_a_repeatable_draw_of_distinct_ones() -> None:
-    drawn = chosen_pairs([0, 2, 5], 2, seed=4)
-    assert drawn == chosen_pairs([0, 2, 5], 2, seed=4)
-    assert len(set(drawn)) == 2
-    assert all(a < b and {a, b} <= {0, 2, 5} for a, b in drawn)
-    assert chosen_pairs([3], 5, seed=4) == []
-    assert len(chosen_pairs([0, 1, 2], 99, seed=4)) == 3
 
 
 def test_a_prompt_is_always_in_the_same_split() -> None:

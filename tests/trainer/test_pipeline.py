@@ -10,11 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import trustme
@@ -27,112 +24,25 @@ from solon.trainer.schemas import PREFERENCES, REVISIONS
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
 from tests.conftest import Spans
+from tests.trainer.runs import (
+    COMMAND,
+    HELPFUL,
+    RED,
+    ROLES,
+    port_of,
+    pretend_trained,
+    records,
+    serve,
+    start,
+)
 
-ROLES = ("policy", "critic", "judge")
-RED, HELPFUL = 40, 10
-TIMINGS = ("queue", "inference", "cached_tokens")
-"""What may differ between two runs of the same seed."""
-
-
-def serve(role: str, folder: Path, *flags: str) -> tuple[subprocess.Popen[bytes], Path]:
-    ready = folder / f"{role}.json"
-    constitutions = () if role == "policy" else ("--constitution", "core")
-    arguments = (
-        *(sys.executable, "-m", f"solon.{role}.server", "--engine", "scripted"),
-        *("--model", "scripted", "--ready-file", str(ready), *constitutions),
-        *("--settle-seconds", "0", "--engine-option", "latency=0.01"),
-        *flags,
-    )
-    with (folder / f"{role}.log").open("wb") as log:
-        return subprocess.Popen(arguments, stderr=log), ready
-
-
-@pytest.fixture(scope="module")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Three services for all tests of this file."""
-    folder = tmp_path_factory.mktemp("services")
-    started = {role: serve(role, folder) for role in ROLES}
-    found = {}
-    for role, (process, ready) in started.items():
-        found[role] = f"127.0.0.1:{port_of(process, ready)}"
-    yield found
-    for process, _ in started.values():
-        process.terminate()
-    for process, _ in started.values():
-        process.wait(20)
-
-
-def port_of(process: subprocess.Popen[bytes], ready: Path) -> int:
-    while not ready.exists():
-        assert process.poll() is None, ready.with_suffix(".log").read_text()
-        time.sleep(0.02)
-    return int(json.loads(ready.read_text())["port"])
-
-
-@pytest.fixture
-def config(tmp_path: Path, addresses: dict[str, str]) -> Path:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    for name, count in (("red", RED), ("helpful", HELPFUL), ("held", 6)):
-        lines = [json.dumps({"prompt": f"{name} number {n}?"}) for n in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    settings = {
-        "constitution": "core",
-        "run_dir": str(tmp_path / "run"),
-        "models": dict.fromkeys(("policy", "critic", "judge", "base_for_sft"), str(model)),
-        "services": {role: {"address": address} for role, address in addresses.items()}
-        | {"in_flight": 8},
-        "store": {"part_records": 5},
-        "prompts": {
-            "red_team": [f"{tmp_path}/red.jsonl"],
-            "helpfulness": [f"{tmp_path}/helpful.jsonl"],
-            "preferences": [f"{tmp_path}/red.jsonl", f"{tmp_path}/helpful.jsonl"],
-            "evaluation": {"harmful": [f"{tmp_path}/held.jsonl"]},
-        },
-        "revisions": {"rounds": 3},
-        "preferences": {"responses": 3, "pairs": 2, "test_share": 0.3},
-    }
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(settings))
-    return path
-
-
-def pretend_trained(run: Path, *stages: str) -> None:
-    """Leave what the training stages would have left."""
-    state = RunState(RunDirectory(str(run)))
-    for stage, model in (("sft", "sl"), ("rl", "rl")):
-        if stage in stages:
-            folder = run / "models" / model
-            folder.mkdir(parents=True)
-            (folder / "config.json").write_text("{}")
-            (folder / "model.safetensors").write_bytes(stage.encode())
-            state.finish(stage, 1.0, {"weight_version": f"{model}-0123456789ab"})  # type: ignore[arg-type]
-
-
-COMMAND = "import sys; from solon.trainer.cli import main; sys.exit(main(sys.argv[1:]))"
 # a shell's background jobs, such as a CI run, hand down that they ignore it
 HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
 SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000));"
 
 
-def start(*arguments: str | Path, before: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", before + COMMAND, *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
 def parts_in(run: Path) -> list[Path]:
     return list((run / "revisions").glob("part-*.parquet"))
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in TIMINGS}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
-
-
-def records(run: Path, folder: str, schema: pa.Schema) -> list[Any]:
-    return [timeless(row) for row in RunDirectory(str(run)).parts(folder, schema).records()]
 
 
 def test_every_revision_can_be_traced_to_its_principle(config: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from solon.client.requests import ConstitutionRef
 from solon.client.security import Tls
 from solon.client.types import (
     ChainOfThought,
+    ChainVerdict,
     Comparison,
     Completion,
     ConstitutionInfo,
@@ -53,6 +54,7 @@ from solon.client.types import (
 
 __all__ = [
     "ChainOfThought",
+    "ChainVerdict",
     "Comparison",
     "Completion",
     "ConstitutionInfo",

@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from solon.client.errors import BadReply
 from solon.client.types import (
+    ChainVerdict,
     Comparison,
     Completion,
     ConstitutionInfo,
@@ -282,6 +283,7 @@ _Judged = (
     judge_pb2.CompareResponse
     | judge_pb2.PrincipleVerdict
     | judge_pb2.OrderVerdict
+    | judge_pb2.ChainVerdict
     | judge_pb2.PairVerdict
 )
 
@@ -313,6 +315,16 @@ def _order_verdict(verdict: judge_pb2.OrderVerdict) -> OrderVerdict:
         probability_a=_probability_a(verdict),
         no_verdict_reason=_reason(verdict.no_verdict_reason),
         chains=tuple(verdict.chains),
+        chain_verdicts=tuple(_chain_verdict(chain) for chain in verdict.chain_verdicts),
+    )
+
+
+def _chain_verdict(verdict: judge_pb2.ChainVerdict) -> ChainVerdict:
+    return ChainVerdict(
+        logprob_a=verdict.logprob_a,
+        logprob_b=verdict.logprob_b,
+        probability_a=_probability_a(verdict),
+        no_verdict_reason=_reason(verdict.no_verdict_reason),
     )
 
 

@@ -241,6 +241,18 @@ class RefinedRound(Reply):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ChainVerdict:
+    """What one chain of thought led to."""
+
+    logprob_a: float
+    """Of the option that stood for ``response_a``, after this chain; NaN if it was not read."""
+    logprob_b: float
+    probability_a: float | None
+    """Before the clamp; None exactly where there is a ``no_verdict_reason``."""
+    no_verdict_reason: NoVerdictReason | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OrderVerdict:
     """What the judge said with the responses in one order."""
 
@@ -253,6 +265,9 @@ class OrderVerdict:
     """Normalised over the two; None exactly where there is a ``no_verdict_reason``."""
     no_verdict_reason: NoVerdictReason | None
     chains: tuple[str, ...] = ()
+    """The chains of thought, if they were asked for."""
+    chain_verdicts: tuple[ChainVerdict, ...] = ()
+    """What each chain led to; empty without chain of thought."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

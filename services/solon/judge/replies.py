@@ -9,6 +9,7 @@ from solon.judge.verdicts import (
     PrincipleScore,
     PrincipleVerdict,
     Ranking,
+    Reading,
     Score,
 )
 from solon.serving import convert
@@ -96,6 +97,16 @@ def _order(verdict: OrderVerdict, *, return_chains: bool) -> judge_pb2.OrderVerd
         probability_a=verdict.probability_a,
         no_verdict_reason=_REASONS[verdict.no_verdict],
         chains=verdict.chains if return_chains else (),
+        chain_verdicts=[_chain(reading) for reading in verdict.readings],
+    )
+
+
+def _chain(reading: Reading) -> judge_pb2.ChainVerdict:
+    return judge_pb2.ChainVerdict(
+        logprob_a=reading.logprob_a,
+        logprob_b=reading.logprob_b,
+        probability_a=reading.probability_a,
+        no_verdict_reason=_REASONS[reading.no_verdict],
     )
 
 

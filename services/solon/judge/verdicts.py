@@ -55,6 +55,8 @@ class OrderVerdict:
     no_verdict: NoVerdict | None
     chains: tuple[str, ...] = ()
     """The chains of thought."""
+    readings: tuple[Reading, ...] = ()
+    """What each chain led to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +187,7 @@ def order_verdict(
         else None,
         no_verdict=None if probabilities else readings[0].no_verdict,
         chains=tuple(chains),
+        readings=tuple(readings) if chains else (),
     )
 
 

@@ -20,9 +20,9 @@ from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.prompt_settings import SANDBOX, PromptsConfig, PromptSource
 from solon.trainer.settings import Settings
+from solon.trainer.stages.preference_settings import PreferencesConfig
 from solon.trainer.stages.settings import (
     EvaluateConfig,
-    PreferencesConfig,
     RevisionsConfig,
     ServicesConfig,
     StoreConfig,
@@ -39,7 +39,12 @@ OPERATIONAL: dict[str, Any] = {
     "services": True,
     "store": True,
     "revisions": {"max_unusable_share"},
-    "preferences": {"max_unusable_share", "max_no_verdict_share", "max_position_bias"},
+    "preferences": {
+        "max_unusable_share",
+        "max_no_verdict_share",
+        "max_position_bias",
+        "max_dropped_share",
+    },
 }
 """Keys that change no result, and so may differ when a run is resumed."""
 

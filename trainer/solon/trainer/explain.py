@@ -20,7 +20,7 @@ from solon.trainer.config import SAVED_NAME
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
 from solon.trainer.session import saved_config, saved_constitution
-from solon.trainer.stages import evaluate, preferences, revisions
+from solon.trainer.stages import evaluate, preference_export, revisions
 from solon.trainer.store import Record, RunDirectory
 
 _MOST_LISTED = 20
@@ -59,7 +59,7 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
     """
     found = _prompt_id(run, wanted)
     made = next(iter(run.parts(revisions.FOLDER, REVISIONS).where("id", found)), None)
-    compared = next(iter(run.parts(preferences.FOLDER, PREFERENCES).where("id", found)), None)
+    compared = next(iter(run.parts(preference_export.FOLDER, PREFERENCES).where("id", found)), None)
     answered = run.parts(evaluate.RESPONSES_FOLDER, EVALUATION).where("prompt_id", found)
     judged = run.parts(evaluate.PAIRS_FOLDER, JUDGED_PAIRS).where("prompt_id", found)
     constitution = saved_constitution(run)
@@ -88,7 +88,7 @@ def ids(run: RunDirectory) -> dict[str, list[str]]:
     """
     folders = {
         revisions.FOLDER: (REVISIONS, "id"),
-        preferences.FOLDER: (PREFERENCES, "id"),
+        preference_export.FOLDER: (PREFERENCES, "id"),
         evaluate.RESPONSES_FOLDER: (EVALUATION, "prompt_id"),
     }
     return {
@@ -149,10 +149,12 @@ def _exports(
     config = saved_config(run)
     found: dict[str, list[Mapping[str, Any]]] = {}
     if made is not None:
-        found["sft/train"] = list(revisions.examples_of(made, config.revisions.train_on))
+        found["sft/train"] = list(revisions.examples_of(made, config.revisions))
     if compared is not None:
-        split = preferences.split_of(compared["id"], config.preferences.test_share)
-        found[f"preferences/{split}"] = list(preferences.pairs_of(compared))
+        split = preference_export.split_of(compared["id"], config.preferences.test_share)
+        out = preference_export.copied(run, config.preferences.filters.max_copies)
+        pairs = (row for row in preference_export.pairs_of(compared) if row["id"] not in out)
+        found[f"preferences/{split}"] = list(pairs)
     return found
 
 
@@ -186,7 +188,8 @@ def _show_preferences(
     console.rule("preferences", align="left")
     _say(console, "made by", _model(compared["policy"]))
     for index, response in enumerate(compared["responses"]):
-        _say(console, f"response {index}", f"{response['text']}  [seed {response['seed']}]")
+        how = f"temperature {response['temperature']:g}, seed {response['seed']}"
+        _say(console, f"response {index}", f"{response['text']}  [{how}]")
     digest = compared["constitution_digest"][:12]
     _say(
         console,
@@ -194,7 +197,12 @@ def _show_preferences(
         f"{compared['judge_model']}, constitution {compared['constitution']} ({digest})",
     )
     for pair in compared["comparisons"]:
-        console.print(_verdicts(pair, f"response {pair['a']} (A) against {pair['b']} (B)"))
+        title = f"response {pair['a']} (A) against {pair['b']} (B)"
+        if pair["principles"]:
+            console.print(_verdicts(pair, title))
+            _show_chains(pair, console)
+        if pair["dropped"] is not None:
+            _say(console, title, f"not trained on: {pair['dropped'].replace('_', ' ')}")
 
 
 def _show_exports(explanation: Explanation, console: rich.console.Console) -> None:
@@ -219,6 +227,16 @@ def _show_evaluation(explanation: Explanation, console: rich.console.Console) ->
     for pair in explanation["judged_pairs"]:
         title = f"{pair['model_a']} (A) against {pair['model_b']} (B)"
         console.print(_verdicts(pair["comparison"], title))
+
+
+def _show_chains(pair: Mapping[str, Any], console: rich.console.Console) -> None:
+    for verdict in pair["principles"]:
+        for order in verdict["orders"]:
+            shown = "swapped" if order["swapped"] else "as given"
+            for number, chain in enumerate(order["chains"]):
+                who = f"{verdict['principle_id']}, {shown}, chain {number}"
+                reason = (chain["no_verdict_reason"] or "").replace("_", " ")
+                _say(console, who, f"{chain['text']}  [P(A) = {_probability(chain)} {reason}]")
 
 
 def _verdicts(pair: Mapping[str, Any], title: str) -> Table:

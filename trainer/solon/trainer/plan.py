@@ -189,5 +189,6 @@ def _calls_of_preferences(
     chosen = config.preferences
     everything = len(constitution.for_comparison)
     principles = everything if chosen.principles == "all" else chosen.principles
-    orders = 2 if chosen.both_orders else 1
-    return prompts * chosen.responses, prompts * chosen.pairs * principles * orders
+    judged = prompts * chosen.pairs * principles * (2 if chosen.both_orders else 1)
+    chains = judged * chosen.chain_of_thought.chains if chosen.chain_of_thought else 0
+    return prompts * chosen.responses + chains, chains or judged

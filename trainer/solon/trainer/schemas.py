@@ -82,15 +82,21 @@ REVISIONS = pa.schema(
 )
 """A row a prompt. ``kind`` is red_team (one response, its rounds) or helpfulness (responses)."""
 
-ORDER = pa.struct(
-    [
-        ("swapped", pa.bool_()),
-        ("logprob_a", _REAL),
-        ("logprob_b", _REAL),
-        ("probability_a", _REAL),
-        ("no_verdict_reason", _TEXT),
-    ]
-)
+RESPONSE = pa.struct([*COMPLETION, ("temperature", _REAL)])
+"""A candidate for pairs."""
+
+_READING = [
+    ("logprob_a", _REAL),
+    ("logprob_b", _REAL),
+    ("probability_a", _REAL),
+    ("no_verdict_reason", _TEXT),
+]
+
+CHAIN = pa.struct([("text", _TEXT), *_READING])
+"""A chain of thought and what it led to, before the clamp. Log-probabilities are null where there
+is no finite number."""
+
+ORDER = pa.struct([("swapped", pa.bool_()), *_READING, ("chains", pa.list_(CHAIN))])
 
 VERDICT = pa.struct(
     [
@@ -109,14 +115,28 @@ COMPARISON = pa.struct(
         ("b", pa.int32()),
         ("probability_a", _REAL),
         ("no_verdict_reason", _TEXT),
+        ("dropped", _TEXT),
         ("principle_seed", pa.uint64()),
+        ("chain_seed", pa.uint64()),
         ("principles", pa.list_(VERDICT)),
         ("weight_version", _TEXT),
         ("usage", USAGE),
         ("timing", TIMING),
     ]
 )
-"""``a`` and ``b`` are indices of the row's responses."""
+"""``a`` and ``b`` are indices of the row's responses. ``dropped``: why it is not trained on (see
+``stages.filters``); without principles it was not judged either."""
+
+JUDGE_SETTINGS = pa.struct(
+    [
+        ("both_orders", pa.bool_()),
+        ("min_option_mass", _REAL),
+        ("chains", pa.int32()),
+        ("clamp", _REAL),
+        ("chain_sampling", SAMPLING),
+    ]
+)
+"""``chains``, ``clamp`` and ``chain_sampling`` are null without chain of thought."""
 
 PREFERENCES = pa.schema(
     [
@@ -124,13 +144,14 @@ PREFERENCES = pa.schema(
         ("source", _TEXT),
         ("prompt", MESSAGES),
         ("seed", pa.uint64()),
-        ("responses", pa.list_(COMPLETION)),
+        ("responses", pa.list_(RESPONSE)),
         ("identical", pa.int32()),
         ("policy", pa.struct(ANSWERED)),
         ("comparisons", pa.list_(COMPARISON)),
         ("constitution", _TEXT),
         ("constitution_digest", _TEXT),
         ("judge_model", _TEXT),
+        ("judge_settings", JUDGE_SETTINGS),
     ]
 )
 """A row a prompt, whether or not a pair came of it. ``identical``: responses equal to another."""

@@ -18,8 +18,8 @@ from solon.trainer.errors import PromptError
 from solon.trainer.importers import Importer, LabelledPair, read_pairs
 from solon.trainer.stages import rows
 from solon.trainer.stages.calibration import calibration_error
+from solon.trainer.stages.filters import prefers_position
 from solon.trainer.stages.measures import rate
-from solon.trainer.stages.preferences import prefers_position
 from solon.trainer.stages.work import work_through
 
 _LEAST = 1e-6
@@ -102,7 +102,7 @@ async def try_pairs(
 
 def tried(made: Comparison) -> Tried:
     """A comparison in which the chosen response was A."""
-    overall = rows.comparison(0, 1, made, None)
+    overall = rows.comparison(0, 1, made)
     return Tried(
         overall=Opinion(probability=made.probability_a, follows_position=prefers_position(overall)),
         by_principle={

@@ -19,7 +19,7 @@ from solon.trainer.fleet import Weights
 from solon.trainer.prompt_settings import SANDBOX_KINDS
 from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS
-from solon.trainer.stages import rows
+from solon.trainer.stages import judging, rows
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.stages.measures import of_judge, of_models, of_pairwise
 from solon.trainer.stages.work import make_records
@@ -124,13 +124,17 @@ async def _answer(context: StageContext, item: _Item) -> Record:
 
 
 async def _compare(context: StageContext, pair: _Pair) -> Record:
-    made = await context.fleet.judge().compare(
+    # the judge that labels the pairs is the one that is measured, chains of thought and all
+    config = context.config.preferences.model_copy(
+        update={"principles": "all", "both_orders": True}
+    )
+    made = await judging.compare(
+        context.fleet,
+        config,
         Conversation.from_dicts(pair.a["prompt"]),
-        pair.a["response"]["text"],
-        pair.b["response"]["text"],
-        constitution=context.fleet.constitution("judge"),
-        both_orders=True,
-        min_option_mass=context.config.preferences.min_option_mass,
+        (pair.a["response"]["text"], pair.b["response"]["text"]),
+        places=(0, 1),
+        seed=derive_seed(context.config.seed, "judged", pair.id),
     )
     return {
         "id": pair.id,
@@ -139,8 +143,8 @@ async def _compare(context: StageContext, pair: _Pair) -> Record:
         "model_a": pair.a["model"],
         "model_b": pair.b["model"],
         "a_is_better": pair.a_is_better,
-        "comparison": rows.comparison(0, 1, made, None),
-        "constitution_digest": made.constitution_digest,
+        "comparison": made,
+        "constitution_digest": context.constitution.digest,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from solon.trainer.stages.preferences import prefers_position
+from solon.trainer.stages.filters import prefers_position
 from solon.trainer.store import Record
 
 Rate = dict[str, float | int | None]
@@ -32,8 +32,8 @@ def of_judge(pairs: Sequence[Record]) -> dict[str, float | int | None]:
     """How far the judge can be trusted, on pairs of different models' responses.
 
     ``accuracy``: share of the pairs with ground truth on which the judge, both orders averaged,
-    prefers the better one; a pair without a verdict counts as wrong. ``position_bias``: share on
-    which the two orders disagree. ``n``: pairs.
+    prefers the better one; a tie and a pair without a verdict count as wrong. ``position_bias``:
+    share on which the two orders disagree. ``n``: pairs.
     """
     with_truth = [pair for pair in pairs if pair["a_is_better"] is not None]
     flips = [prefers_position(pair["comparison"]) for pair in pairs]
@@ -45,10 +45,13 @@ def of_judge(pairs: Sequence[Record]) -> dict[str, float | int | None]:
 
 
 def of_pairwise(models: Sequence[str], pairs: Sequence[Record]) -> dict[str, dict[str, Rate]]:
-    """Without ground truth: how often the judge prefers each model's response to each other's."""
+    """Without ground truth: how often the judge prefers each model's response to each other's.
+
+    A tie counts half.
+    """
     return {
         model: {
-            f"preferred_to_{other}": rate(_wins(model, other, pairs), bool)
+            f"preferred_to_{other}": rate(_wins(model, other, pairs), float)
             for other in models
             if other != model
         }
@@ -56,8 +59,8 @@ def of_pairwise(models: Sequence[str], pairs: Sequence[Record]) -> dict[str, dic
     }
 
 
-def rate(cases: Iterable[Any], holds: Callable[[Any], bool]) -> Rate:
-    """The share of the cases for which something holds."""
+def rate(cases: Iterable[Any], holds: Callable[[Any], float]) -> Rate:
+    """The share of the cases for which something holds (1), not (0), or by half."""
     found = [holds(case) for case in cases]
     return {"rate": sum(found) / len(found) if found else None, "n": len(found)}
 
@@ -79,17 +82,24 @@ def _of_model(records: Sequence[Record]) -> dict[str, Rate]:
 
 def _is_right(pair: Record) -> bool:
     probability = pair["comparison"]["probability_a"]
-    return probability is not None and (probability > 0.5) == pair["a_is_better"]
+    if probability is None or probability == 0.5:
+        return False
+    return bool((probability > 0.5) == pair["a_is_better"])
 
 
-def _wins(model: str, other: str, pairs: Sequence[Record]) -> list[bool]:
+def _wins(model: str, other: str, pairs: Sequence[Record]) -> list[float]:
+    """1 for every win, 0 for every loss, one half for every tie."""
     wins = []
     for pair in pairs:
         probability = pair["comparison"]["probability_a"]
         if probability is None:
             continue
         if (pair["model_a"], pair["model_b"]) == (model, other):
-            wins.append(probability > 0.5)
+            wins.append(_win(probability))
         elif (pair["model_a"], pair["model_b"]) == (other, model):
-            wins.append(probability < 0.5)
+            wins.append(_win(1 - probability))
     return wins
+
+
+def _win(probability: float) -> float:
+    return 0.5 if probability == 0.5 else float(probability > 0.5)

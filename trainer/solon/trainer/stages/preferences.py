@@ -1,31 +1,29 @@
 """The stage that makes the preference model's data: pairs of responses, labelled by the judge.
 
-The SL model answers every prompt n times; different answers are compared by the constitution, in
-both orders, and the probabilities are kept soft. Method: Bai et al. 2022 (2212.08073), section 4.1;
-both orders as in Lee et al. 2023 (2309.00267), section 2.1. A comparison without a verdict is kept
-as such, counted, and never trained on. Knows nothing of training or of any ground truth.
+The SL model answers every prompt n times, at one temperature or several; different answers are
+compared by the constitution, in both orders, and the probabilities are kept soft. Method: Bai et
+al. 2022 (2212.08073), section 4.1; both orders as in Lee et al. 2023 (2309.00267), section 2.1. A
+comparison without a verdict, or that a filter leaves out, is kept as such, counted, and never
+trained on. Knows nothing of training or of any ground truth.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import combinations
-from typing import Any, Literal
+from math import comb
+from typing import Any
 
-from solon.client import Completion, Generated, PrincipleSample
 from solon.constitution import derive_seed
-from solon.trainer.errors import StageFailed
 from solon.trainer.prompts import Prompt
-from solon.trainer.schemas import PREFERENCES, PREFERENCES_EXPORT
-from solon.trainer.stages import rows
+from solon.trainer.schemas import PREFERENCES
+from solon.trainer.stages import candidates, filters, judging, rows
+from solon.trainer.stages.candidates import Pair
 from solon.trainer.stages.context import StageContext, Summary
+from solon.trainer.stages.filters import Dropped, prefers_position
+from solon.trainer.stages.preference_export import FOLDER, Split, collect
 from solon.trainer.stages.work import Share, make_records
-from solon.trainer.store import Record, RunDirectory
+from solon.trainer.store import Record
 
-FOLDER = "preferences"
-Split = Literal["train", "test"]
 _FOLLOWS = "follow the position"
 
 
@@ -34,6 +32,7 @@ class _Counts:
 
     def __init__(self, context: StageContext, prompts: int) -> None:
         config = context.config.preferences
+        pairs = prompts * config.pairs
         self.responses = Share(
             what="preferences: unusable responses of the SL model",
             key="preferences.max_unusable_share",
@@ -44,13 +43,20 @@ class _Counts:
             what="preferences: pairs without a verdict",
             key="preferences.max_no_verdict_share",
             limit=config.max_no_verdict_share,
-            total=prompts * config.pairs,
+            total=pairs,
         )
         self.positions = Share(
             what="preferences: verdicts in both orders",
             key="preferences.max_position_bias",
             limit=config.max_position_bias,
-            total=prompts * config.pairs,
+            total=pairs,
+        )
+        self.drops = Share(
+            what="preferences: pairs that the filters leave out",
+            key="preferences.max_dropped_share",
+            limit=config.max_dropped_share,
+            # another pair takes the place of one that is left out
+            total=prompts * comb(config.responses, 2),
         )
         self.identical = 0
 
@@ -64,15 +70,29 @@ class _Counts:
         """Count one record.
 
         Raises:
-            StageFailed: Too many unusable responses, or pairs without a verdict or with one that
-                follows the position.
+            StageFailed: Too many unusable responses, or pairs without a verdict, or with one that
+                follows the position, or left out.
         """
         self.identical += record["identical"]
-        self.responses.add(_outcome_of(response) for response in record["responses"])
+        self.responses.add(candidates.outcome(response) for response in record["responses"])
         for pair in record["comparisons"]:
+            self.drops.add([pair["dropped"] or "made"])
+            if not pair["principles"]:
+                continue  # it was never judged
             self.pairs.add([_reason(pair) or "made"])
             if (follows := prefers_position(pair)) is not None:
                 self.positions.add([_FOLLOWS if follows else "made"])
+
+    def end(self, copies: int) -> None:
+        """All records are counted; so many of their pairs are copies of others.
+
+        Raises:
+            StageFailed: As ``add``, of the pairs that there were, perhaps fewer than thought.
+        """
+        self.drops.counts["made"] -= copies
+        self.drops.counts[Dropped.COPY.value] += copies
+        for share in (self.pairs, self.positions, self.drops):
+            share.end()
 
 
 async def run(context: StageContext) -> Summary:
@@ -80,7 +100,7 @@ async def run(context: StageContext) -> Summary:
 
     Raises:
         StageFailed: Too few verdicts or usable responses, too many verdicts that follow the
-            position, or no pair is left to train on.
+            position or pairs that are left out, or no pair is left to train on.
         TrainerError, SolonError: As the store and the services raise.
     """
     config = context.config.preferences
@@ -104,151 +124,52 @@ async def run(context: StageContext) -> Summary:
         store=context.config.store,
         on_record=on_record,
     )
-    counts.pairs.end()
-    counts.positions.end()
-    exported = export(context.run, test_share=config.test_share)
-    return _summary(counts, len(prompts), exported)
-
-
-def export(run: RunDirectory, *, test_share: float) -> dict[Split, int]:
-    """Write the pairs that have a verdict, split by prompt; returns how many there are.
-
-    Raises:
-        StageFailed: None is left to train on.
-    """
-    rows_of: dict[Split, list[Record]] = {"train": [], "test": []}
-    for record in run.parts(FOLDER, PREFERENCES).records():
-        rows_of[split_of(record["id"], test_share)].extend(pairs_of(record))
-    if not rows_of["train"]:
-        raise StageFailed(
-            "preferences: no pair of different responses has a verdict, so that there is nothing "
-            f"to train on; look at the records in {run.url}/{FOLDER}"
-        )
-    return {
-        split: run.export(f"preferences/{split}", found, PREFERENCES_EXPORT)
-        for split, found in rows_of.items()
-    }
-
-
-def split_of(prompt_id: str, test_share: float) -> Split:
-    """Which split a prompt's pairs belong to: by its id alone, so the same in every run."""
-    return "test" if derive_seed(0, "split", prompt_id) < test_share * 2**64 else "train"
-
-
-def prefers_position(comparison: Record) -> bool | None:
-    """Whether the choice follows the position: the orders, each a mean over principles, disagree.
-
-    None unless there is a verdict in both orders.
-    """
-    means: list[float] = []
-    for swapped in (False, True):
-        found = [
-            (verdict["weight"], order["probability_a"])
-            for verdict in comparison["principles"]
-            for order in verdict["orders"]
-            if order["swapped"] is swapped and order["probability_a"] is not None
-        ]
-        if not found:
-            return None
-        means.append(sum(w * p for w, p in found) / sum(w for w, _ in found))
-    return (means[0] > 0.5) != (means[1] > 0.5)
+    export = collect(context.run, config)
+    counts.end(export.copies)
+    exported = export.write(context.run)
+    summary = _summary(counts, len(prompts), exported) | export.figures()
+    _tell(context, summary)
+    return summary
 
 
 async def _make(context: StageContext, prompt: Prompt) -> Record:
     config = context.config.preferences
     seed = derive_seed(context.config.seed, FOLDER, prompt.id)
-    reply = await context.fleet.policy.generate(
-        prompt.conversation,
-        weights=context.weights["sl"],
-        sampling=rows.sampling(config.sampling, derive_seed(seed, "responses")),
-        n=config.responses,
-    )
-    distinct = _distinct(reply)
-    pairs = chosen_pairs(distinct, config.pairs, derive_seed(seed, "pairs"))
+    responses, policy = await candidates.sample(context, prompt, seed)
+    pairs = candidates.choose(responses, config, derive_seed(seed, "pairs"))
     return {
         "id": prompt.id,
         "source": prompt.source,
         "prompt": prompt.conversation.as_dicts(),
         "seed": seed,
-        "responses": [rows.completion(c) for c in reply.completions],
-        "identical": _identical(reply),
-        "policy": rows.answered(reply, context.fleet.info("policy"), config.sampling),
-        "comparisons": [
-            await _compare(context, prompt, reply.completions, pair, seed) for pair in pairs
-        ],
+        "responses": responses,
+        "identical": candidates.identical(responses),
+        "policy": policy,
+        "comparisons": [await _compare(context, prompt, responses, pair, seed) for pair in pairs],
         "constitution": context.constitution.name,
         "constitution_digest": context.constitution.digest,
         "judge_model": context.fleet.info("judge").model,
+        "judge_settings": judging.settings(config),
     }
 
 
-def chosen_pairs(candidates: Sequence[int], most: int, seed: int) -> list[tuple[int, int]]:
-    """Which responses to compare: a seeded draw of all pairs of candidates."""
-    pairs = list(combinations(candidates, 2))
-    return random.Random(seed).sample(pairs, min(most, len(pairs)))
-
-
 async def _compare(
-    context: StageContext,
-    prompt: Prompt,
-    responses: Sequence[Completion],
-    pair: tuple[int, int],
-    seed: int,
+    context: StageContext, prompt: Prompt, responses: list[rows.Row], pair: Pair, seed: int
 ) -> rows.Row:
+    places = (pair.a, pair.b)
+    if pair.dropped is not None:
+        return rows.not_compared(*places, pair.dropped.value)
     config = context.config.preferences
-    a, b = pair
-    draws = config.principles != "all"
-    principle_seed = derive_seed(seed, "principles", a, b) if draws else None
-    made = await context.fleet.judge().compare(
+    made = await judging.compare(
+        context.fleet,
+        config,
         prompt.conversation,
-        responses[a].text,
-        responses[b].text,
-        constitution=context.fleet.constitution("judge"),
-        sample=None
-        if config.principles == "all"
-        else PrincipleSample(config.principles, principle_seed),
-        both_orders=config.both_orders,
-        min_option_mass=config.min_option_mass,
+        (responses[pair.a]["text"], responses[pair.b]["text"]),
+        places=places,
+        seed=seed,
     )
-    return rows.comparison(a, b, made, principle_seed)
-
-
-def _distinct(reply: Generated) -> list[int]:
-    """Indices of the usable responses, each text once."""
-    first: dict[str, int] = {}
-    for index, made in enumerate(reply.completions):
-        if rows.outcome(made).value == "made":
-            first.setdefault(made.text, index)
-    return list(first.values())
-
-
-def _identical(reply: Generated) -> int:
-    return len(reply.completions) - len({made.text for made in reply.completions})
-
-
-def _outcome_of(response: Record) -> str:
-    if not response["text"].strip():
-        return "empty"
-    return {"stop": "made", "length": "truncated"}.get(response["finish_reason"], "aborted")
-
-
-def pairs_of(record: Record) -> Iterator[dict[str, Any]]:
-    """The rows of PREFERENCES_EXPORT that come of a record: its pairs that have a verdict."""
-    for pair in record["comparisons"]:
-        probability = pair["probability_a"]
-        if probability is None:
-            continue
-        chosen, rejected = pair["a"], pair["b"]
-        if probability < 0.5:
-            chosen, rejected, probability = rejected, chosen, 1 - probability
-        yield {
-            "id": f"{record['id']}:{pair['a']}-{pair['b']}",
-            "source": record["source"],
-            "prompt": record["prompt"],
-            "chosen": _said(record["responses"][chosen]),
-            "rejected": _said(record["responses"][rejected]),
-            "probability": probability,
-        }
+    dropped = filters.of_verdict(made, config.filters)
+    return made | {"dropped": dropped and dropped.value}
 
 
 def _reason(pair: Record) -> str | None:
@@ -260,22 +181,23 @@ def _reason(pair: Record) -> str | None:
     return str(found.most_common(1)[0][0]) if found else str(pair["no_verdict_reason"])
 
 
-def _said(response: Record) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": response["text"]}]
-
-
 def _summary(counts: _Counts, prompts: int, exported: dict[Split, int]) -> Summary:
     pairs = counts.pairs.counts
-    verdicts = pairs["made"]
     return {
         "prompts": prompts,
-        "pairs": pairs.total(),
-        "verdicts": verdicts,
-        "no_verdict": {name: n for name, n in sorted(pairs.items()) if name != "made"},
+        "pairs": counts.drops.counts.total(),
+        "verdicts": pairs["made"],
+        "no_verdict": counts.pairs.bad,
+        "dropped": counts.drops.bad,
         "identical_responses": counts.identical,
-        "unusable_responses": {
-            name: n for name, n in sorted(counts.responses.counts.items()) if name != "made"
-        },
+        "unusable_responses": counts.responses.bad,
         "position_bias": counts.position_bias,
         "exported": dict(exported),
     }
+
+
+def _tell(context: StageContext, summary: dict[str, Any]) -> None:
+    for key, what in (("no_verdict", "have no verdict"), ("dropped", "are left out by filters")):
+        if summary[key]:
+            listed = ", ".join(f"{n} {reason}" for reason, n in summary[key].items())
+            context.progress.note(f"preferences: of {summary['pairs']:,} pairs {what}: {listed}")

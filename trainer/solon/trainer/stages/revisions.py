@@ -21,6 +21,8 @@ from solon.trainer.prompts import Prompt, PromptSet
 from solon.trainer.schemas import REVISIONS, SFT_EXPORT
 from solon.trainer.stages import rows
 from solon.trainer.stages.context import StageContext, Summary
+from solon.trainer.stages.filters import is_repetitive
+from solon.trainer.stages.settings import RevisionsConfig
 from solon.trainer.stages.work import Share, make_records
 from solon.trainer.store import Record, RunDirectory
 
@@ -66,24 +68,43 @@ async def run(context: StageContext) -> Summary:
         store=context.config.store,
         on_record=on_record,
     )
-    examples = export(context.run, train_on=config.train_on)
-    return {"prompts": len(items), "examples": examples, "outcomes": dict(share.counts)}
+    examples = export(context.run, config)
+    left_out = repetitive(context.run, config)
+    if left_out:
+        context.progress.note(
+            f"revisions: {left_out:,} texts repeat themselves too much to be trained on"
+        )
+    return {
+        "prompts": len(items),
+        "examples": examples,
+        "repetitive": left_out,
+        "outcomes": dict(share.counts),
+    }
 
 
-def export(run: RunDirectory, *, train_on: Literal["all", "last"]) -> int:
+def export(run: RunDirectory, config: RevisionsConfig) -> int:
     """Write the fine-tuning examples; returns how many there are.
 
     Raises:
         StageFailed: There are none.
     """
     records = run.parts(FOLDER, REVISIONS).records()
-    examples = [example for record in records for example in examples_of(record, train_on)]
+    examples = [example for record in records for example in examples_of(record, config)]
     if not examples:
         raise StageFailed(
             "revisions: no response or revision can be trained on; look at the records in "
             f"{run.url}/{FOLDER}"
         )
     return run.export("sft/train", examples, SFT_EXPORT)
+
+
+def repetitive(run: RunDirectory, config: RevisionsConfig) -> int:
+    """How many responses and revisions are whole, but repeat themselves too much for training."""
+    return sum(
+        is_repetitive(text, config.max_repetition)
+        for record in run.parts(FOLDER, REVISIONS).records()
+        for _, text in _whole(record)
+    )
 
 
 def _items(red_team: PromptSet, helpfulness: PromptSet) -> list[_Item]:
@@ -149,17 +170,31 @@ def _worst(responses: list[Outcome], rounds: list[RefinedRound]) -> str:
     return next((o.value for o in everything if o is not Outcome.MADE), Outcome.MADE.value)
 
 
-def examples_of(record: Record, train_on: str) -> Iterator[dict[str, Any]]:
+def examples_of(record: Record, config: RevisionsConfig) -> Iterator[dict[str, Any]]:
     """The rows of SFT_EXPORT that come of a record, of ``all`` rounds or the ``last``."""
+    usable = [
+        (number, text)
+        for number, text in _whole(record)
+        if not is_repetitive(text, config.max_repetition)
+    ]
+    if record["kind"] == "helpfulness":
+        for number, text in usable:
+            yield _example(record, f"{record['id']}:h{number}", 0, text)
+        return
+    for number, text in usable[-1:] if config.train_on == "last" else usable:
+        yield _example(record, f"{record['id']}:r{number}", number, text)
+
+
+def _whole(record: Record) -> Iterator[tuple[int, str]]:
+    """The texts that the model ended itself: helpful responses, or revisions by round."""
     if record["kind"] == "helpfulness":
         for number, response in enumerate(record["responses"]):
             if response["text"].strip() and response["finish_reason"] == "stop":
-                yield _example(record, f"{record['id']}:h{number}", 0, response["text"])
+                yield number, response["text"]
         return
-    usable = [made for made in record["rounds"] if made["revision_outcome"] == "made"]
-    for made in usable[-1:] if train_on == "last" else usable:
-        number = made["round"]
-        yield _example(record, f"{record['id']}:r{number}", number, made["revision"]["text"])
+    for made in record["rounds"]:
+        if made["revision_outcome"] == "made":
+            yield made["round"], made["revision"]["text"]
 
 
 def _example(record: Record, name: str, number: int, text: str) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
 from solon.client import (
+    ChainVerdict,
     Comparison,
     Completion,
     FinishReason,
     Generated,
+    OrderVerdict,
     Outcome,
     PrincipleVerdict,
     RefinedRound,
     Sampling,
     ServerInfo,
+    Timing,
+    Usage,
 )
 from solon.trainer.stages.settings import SamplingSettings
 
@@ -66,14 +71,28 @@ def refined(made: RefinedRound) -> Row:
     }
 
 
-def comparison(a: int, b: int, made: Comparison, principle_seed: int | None) -> Row:
+def plain(spent: Usage | Timing) -> Row:
+    """As ``schemas.USAGE`` or ``schemas.TIMING``."""
+    return asdict(spent)
+
+
+def comparison(
+    a: int,
+    b: int,
+    made: Comparison,
+    *,
+    principle_seed: int | None = None,
+    chain_seed: int | None = None,
+) -> Row:
     """As ``schemas.COMPARISON``."""
     return {
         "a": a,
         "b": b,
         "probability_a": made.probability_a,
         "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
+        "dropped": None,
         "principle_seed": principle_seed,
+        "chain_seed": chain_seed,
         "principles": [_verdict(verdict) for verdict in made.principles],
         "weight_version": made.weight_version,
         "usage": asdict(made.usage),
@@ -81,14 +100,24 @@ def comparison(a: int, b: int, made: Comparison, principle_seed: int | None) -> 
     }
 
 
+def not_compared(a: int, b: int, dropped: str) -> Row:
+    """As ``schemas.COMPARISON``, of a pair that was left out before it was judged."""
+    empty = dict.fromkeys(
+        ("probability_a", "no_verdict_reason", "principle_seed", "chain_seed", "weight_version")
+    )
+    nothing = {"principles": [], "usage": asdict(Usage()), "timing": asdict(Timing())}
+    return {"a": a, "b": b, "dropped": dropped} | empty | nothing
+
+
 def _verdict(made: PrincipleVerdict) -> Row:
     orders = [
-        {
+        _reading(order)
+        | {
             "swapped": order.swapped,
-            "logprob_a": order.logprob_a,
-            "logprob_b": order.logprob_b,
-            "probability_a": order.probability_a,
-            "no_verdict_reason": order.no_verdict_reason and order.no_verdict_reason.value,
+            "chains": [
+                _reading(chain) | {"text": text}
+                for text, chain in zip(order.chains, order.chain_verdicts, strict=True)
+            ],
         }
         for order in made.orders
     ]
@@ -100,3 +129,17 @@ def _verdict(made: PrincipleVerdict) -> Row:
         "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
         "orders": orders,
     }
+
+
+def _reading(made: OrderVerdict | ChainVerdict) -> Row:
+    return {
+        "logprob_a": _number(made.logprob_a),
+        "logprob_b": _number(made.logprob_b),
+        "probability_a": made.probability_a,
+        "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
+    }
+
+
+def _number(value: float) -> float | None:
+    """None for what is no number, for which JSON has no word, and which equals nothing."""
+    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The configuration of the stages that talk to the services: revisions, preferences, evaluation.
+"""The configuration of the services and of the stages that talk to them: revisions, evaluation.
 
 Knows nothing of how a stage works; imports no torch, gRPC or pyarrow, so that a configuration is
 checked before anything heavy is loaded.
@@ -44,36 +44,13 @@ class RevisionsConfig(Settings):
     """Responses of the helpful policy for every helpfulness prompt, 1 or more."""
     train_on: Literal["all", "last"] = "all"
     """Which rounds become training examples: ``all`` of them (the paper's), or the ``last``."""
+    max_repetition: Share | None = 0.5
+    """Largest share of a revision's or response's word trigrams that were in it before, 0 to 1, for
+    it to be trained on: a small model that improves itself may collapse into repetition
+    (arXiv 2504.04918). None is off."""
     max_unusable_share: Share = 0.1
     """The stage fails when more than this part of the prompts has an empty, truncated or aborted
     response or revision, 0 to 1."""
-
-
-class PreferencesConfig(Settings):
-    """Pairs of the SL model's responses, labelled by the judge (section 4.1 of the paper)."""
-
-    responses: int = Field(default=2, ge=2, le=16)
-    """Responses drawn from the SL model for every prompt, 2 to 16."""
-    pairs: PositiveInt = 1
-    """Most pairs compared for every prompt, 1 or more. Identical responses make no pair."""
-    sampling: SamplingSettings = SamplingSettings()
-    """How the responses are drawn."""
-    principles: PositiveInt | Literal["all"] = "all"
-    """Principles for every comparison: ``all``, weighted, or that many drawn anew each time."""
-    both_orders: bool = True
-    """Show the judge each pair in both orders and average, against position bias."""
-    min_option_mass: Share = 0.0
-    """Least probability that (A) and (B) must hold together for a verdict, 0 to 1; 0 is off."""
-    max_no_verdict_share: Share = 0.05
-    """The stage fails when the judge gives no verdict for more than this part of the pairs."""
-    max_position_bias: Share = 0.8
-    """The stage fails when more than this part of the verdicts in both orders follow the position:
-    the judge then prefers the first response, or the second, whichever they are. Of a coin's
-    verdicts half do."""
-    max_unusable_share: Share = 0.1
-    """The stage fails when more than this part of the responses is empty, truncated or aborted."""
-    test_share: Share = 0.1
-    """Part of the prompts whose pairs test the reward model instead of training it, 0 to 1."""
 
 
 class EvaluateConfig(Settings):

@@ -18,6 +18,8 @@ from solon.trainer.store import Parts, Record
 
 Item = TypeVar("Item")
 
+_GOOD = "made"
+
 
 async def make_records(
     items: Sequence[Item],
@@ -135,6 +137,11 @@ class Share:
         self.counts: Counter[str] = Counter()
         """Outcome -> cases so far."""
 
+    @property
+    def bad(self) -> dict[str, int]:
+        """Outcome -> cases so far, without those that are good."""
+        return {name: n for name, n in sorted(self.counts.items()) if name != _GOOD and n}
+
     def end(self) -> None:
         """No more cases come: hold the limit to those that there were, perhaps fewer than thought.
 
@@ -144,14 +151,14 @@ class Share:
         self._total = self.counts.total()
         self.add(())
 
-    def add(self, outcomes: Iterable[str], *, good: str = "made") -> None:
-        """Count cases; all but ``good`` are bad.
+    def add(self, outcomes: Iterable[str]) -> None:
+        """Count cases; all but ``made`` are bad.
 
         Raises:
             StageFailed: Even if all that follow are good, the share is above the limit.
         """
         self.counts.update(outcomes)
-        bad = {name: n for name, n in sorted(self.counts.items()) if name != good}
+        bad = self.bad
         if sum(bad.values()) > self._limit * self._total:
             listed = ", ".join(f"{n} {name}" for name, n in bad.items())
             raise StageFailed(

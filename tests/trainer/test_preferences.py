@@ -1,0 +1,190 @@
+"""The stage that makes preference pairs, against services that run the scripted engine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from solon.trainer.cli import main
+from solon.trainer.schemas import PREFERENCES
+from solon.trainer.state import RunState
+from solon.trainer.store import RunDirectory
+from tests.trainer.runs import RED, port_of, prepared, records, serve, start
+
+THOUGHTFUL = "preferences.chain_of_thought={chains: 2, sampling: {max_tokens: 40}}"
+# one that decides by what it thought, and one whose thoughts lead nowhere
+REASONS = r"""
+- {match: 'assistant: The first', logprobs: {(A): -0.01, (B): -4.6}}
+- {match: 'assistant: The second', logprobs: {(A): -3.0, (B): -0.05}}
+- {match: Reason step by step, reply: [The first is kinder., The second is calmer.]}
+"""
+GARBAGE = r"""
+- {match: 'assistant: qzx', logprobs: {(A): -5.0, (B): -9.0}}
+- {match: Reason step by step, reply: [qzx qzx vvv, qzx blorp]}
+"""
+Judge = Callable[[str], str]
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Iterator[Judge]:
+    """Starts a judge that follows a script; returns the override that has a run use it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(text: str) -> str:
+        script = tmp_path / f"script-{len(started)}.yaml"
+        script.write_text(text)
+        folder = tmp_path / f"judge-{len(started)}"
+        folder.mkdir()
+        process, ready = serve("judge", folder, f"--engine-option=script={script}")
+        started.append(process)
+        return f"services.judge.address=127.0.0.1:{port_of(process, ready)}"
+
+    yield start_one
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.wait(20)
+
+
+def few(config: Path) -> str:
+    """As many prompts as it takes to see something."""
+    return f"prompts.preferences=['{config.parent}/helpful.jsonl']"
+
+
+def comparisons(run: Path) -> list[dict[str, Any]]:
+    return [pair for row in records(run, "preferences", PREFERENCES) for pair in row["comparisons"]]
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    return dict(RunState(RunDirectory(str(run))).summary("preferences"))
+
+
+def test_every_chain_of_thought_is_kept_with_what_it_led_to(
+    config: Path, tmp_path: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warm = "preferences.temperatures=[0.5, 1.5]"
+    run = prepared(config, tmp_path / "run", few(config), judge(REASONS), THOUGHTFUL, warm)
+    assert main(["preferences", str(run)]) == 0
+    rows = records(run, "preferences", PREFERENCES)
+    for row in rows:
+        assert [made["temperature"] for made in row["responses"]] == [0.5, 1.5, 0.5]
+        assert len({made["text"] for made in row["responses"]}) == 3
+        assert row["judge_settings"]["chains"] == 2
+        assert (row["judge_settings"]["clamp"], row["judge_settings"]["min_option_mass"]) == (
+            0.4,
+            0.1,
+        )
+    orders = [
+        order
+        for pair in comparisons(run)
+        for verdict in pair["principles"]
+        for order in verdict["orders"]
+    ]
+    assert all(0.4 <= order["probability_a"] <= 0.6 for order in orders)
+    for order in orders:
+        assert [chain["text"] for chain in order["chains"]] != []
+        for chain in order["chains"]:
+            first = chain["text"] == "The first is kinder."
+            shown_first = 0.99 if first else 0.05
+            expected = 1 - shown_first if order["swapped"] else shown_first
+            assert chain["probability_a"] == pytest.approx(expected, abs=0.01)
+    capsys.readouterr()
+    assert main(["explain", str(run), rows[0]["id"]]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "swapped, chain 1: The " in shown
+    assert "temperature 1.5" in shown
+
+
+def test_garbage_for_thoughts_gives_non_verdicts_and_never_labels(
+    config: Path, tmp_path: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = prepared(config, tmp_path / "run", few(config), judge(GARBAGE), THOUGHTFUL)
+    assert main(["preferences", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert "low_option_mass out of" in said
+    assert "preferences.max_no_verdict_share = 0.05" in said
+    cut = "preferences.chain_of_thought.sampling.max_tokens=1"
+    other = prepared(config, tmp_path / "other", few(config), judge(REASONS), THOUGHTFUL, cut)
+    assert main(["preferences", str(other)]) == 1
+    assert "unreadable_answer out of" in capsys.readouterr().err
+    for one in (run, other):
+        made = comparisons(one)
+        assert made
+        assert {pair["probability_a"] for pair in made} == {None}
+        assert not (one / "export" / "preferences").exists()
+        chains = made[0]["principles"][0]["orders"][0]["chains"]
+        assert {chain["probability_a"] for chain in chains} == {None}
+        assert all(chain["no_verdict_reason"] for chain in chains)
+
+
+def test_what_filters_leave_out_is_counted_explained_and_not_exported(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = ["preferences.filters={min_margin: 0.2, consistent_orders: true}"]
+    run = prepared(config, tmp_path / "run", *strict, "preferences.max_dropped_share=1.0")
+    assert main(["preferences", str(run)]) == 0
+    said = capsys.readouterr().err
+    made = comparisons(run)
+    summary = summary_of(run)
+    assert summary["dropped"].keys() == {"near_tie", "follows_position"}
+    assert sum(summary["dropped"].values()) == len([p for p in made if p["dropped"]])
+    assert f"{summary['dropped']['near_tie']} near_tie" in said
+    exported = [
+        row
+        for split in ("train", "test")
+        for row in pq.read_table(run / f"export/preferences/{split}.parquet").to_pylist()
+    ]
+    assert sum(summary["labels"].values()) == len(exported)
+    assert len(exported) == len([p for p in made if not p["dropped"]])
+    row = next(
+        row
+        for row in records(run, "preferences", PREFERENCES)
+        if any(pair["dropped"] == "near_tie" for pair in row["comparisons"])
+    )
+    assert main(["explain", str(run), row["id"]]) == 0
+    assert "not trained on: near tie" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_stage_whose_filters_leave_out_too_much_fails_and_says_which(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # the scripted policy's responses to one prompt differ in one word
+    run = prepared(config, tmp_path / "run", few(config), "preferences.filters.max_similarity=0.5")
+    assert main(["preferences", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert "pairs that the filters leave out: " in said
+    assert "similar out of" in said
+    assert "preferences.max_dropped_share = 0.5" in said
+    # what texts alone decide costs no judgement
+    assert {pair["weight_version"] for pair in comparisons(run)} == {None}
+
+
+def test_the_data_is_the_same_whatever_the_replicas_the_concurrency_and_the_interruptions(
+    config: Path, tmp_path: Path, judge: Judge
+) -> None:
+    drawn = ["preferences.principles=1", "preferences.selection=most_different", THOUGHTFUL]
+    drawn += [f"prompts.preferences=['{config.parent}/red.jsonl']", "preferences.pairs=1"]
+    one = judge(REASONS)
+    straight = prepared(config, tmp_path / "straight", one, *drawn, "services.in_flight=1")
+    assert main(["preferences", str(straight)]) == 0
+    ports = [override.rpartition("=")[2] for override in (one, judge(REASONS), judge(REASONS))]
+    many = ["services.judge.address=ipv4:" + ",".join(ports), "services.in_flight=4"]
+    broken = prepared(config, tmp_path / "broken", *drawn, *many)
+    process = start("preferences", broken)
+    while process.poll() is None and not list(broken.glob("preferences/part-*.parquet")):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < len(records(broken, "preferences", PREFERENCES)) < RED
+    assert main(["preferences", str(broken)]) == 0
+    ours, theirs = (records(run, "preferences", PREFERENCES) for run in (broken, straight))
+    assert ours == theirs
+    assert summary_of(broken) == summary_of(straight)

@@ -1,0 +1,75 @@
+"""A comparison as the configuration asks for it, and its row. Knows nothing of pairs' uses."""
+
+from __future__ import annotations
+
+from solon.chat import Conversation
+from solon.client import ChainOfThought, PrincipleSample
+from solon.constitution import derive_seed
+from solon.trainer.fleet import Fleet
+from solon.trainer.stages import rows
+from solon.trainer.stages.preference_settings import PreferencesConfig
+from solon.trainer.stages.rows import Row
+
+
+async def compare(
+    fleet: Fleet,
+    config: PreferencesConfig,
+    conversation: Conversation,
+    responses: tuple[str, str],
+    *,
+    places: tuple[int, int],
+    seed: int,
+) -> Row:
+    """Have the judge compare two responses.
+
+    Args:
+        fleet: Has the judge.
+        config: In which manner, by how many principles.
+        conversation: What was asked.
+        responses: A and B.
+        places: Of the two among the prompt's responses.
+        seed: Of the draws of principles and chains.
+
+    Returns:
+        A row of ``schemas.COMPARISON``.
+
+    Raises:
+        SolonError: The call failed.
+    """
+    count, thought = config.principles, config.chain_of_thought
+    principle_seed = None if count == "all" else derive_seed(seed, "principles", *places)
+    chain_seed = None if thought is None else derive_seed(seed, "chains", *places)
+    made = await fleet.judge().compare(
+        conversation,
+        *responses,
+        constitution=fleet.constitution("judge"),
+        sample=None if count == "all" else PrincipleSample(count, principle_seed),
+        both_orders=config.both_orders,
+        min_option_mass=config.least_option_mass,
+        chain_of_thought=_thought(config, chain_seed),
+    )
+    return rows.comparison(*places, made, principle_seed=principle_seed, chain_seed=chain_seed)
+
+
+def settings(config: PreferencesConfig) -> Row:
+    """As ``schemas.JUDGE_SETTINGS``."""
+    thought = config.chain_of_thought
+    return {
+        "both_orders": config.both_orders,
+        "min_option_mass": config.least_option_mass,
+        "chains": thought and thought.chains,
+        "clamp": thought and thought.clamp,
+        "chain_sampling": thought and thought.sampling.model_dump(),
+    }
+
+
+def _thought(config: PreferencesConfig, seed: int | None) -> ChainOfThought | None:
+    thought = config.chain_of_thought
+    if thought is None or seed is None:
+        return None
+    return ChainOfThought(
+        chains=thought.chains,
+        clamp=thought.clamp,
+        sampling=rows.sampling(thought.sampling, seed),
+        return_chains=True,
+    )

@@ -1,0 +1,115 @@
+"""From preference records to the pairs that the preference model is trained and tested on.
+
+Knows nothing of how the records were made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from solon.constitution import derive_seed
+from solon.trainer.errors import StageFailed
+from solon.trainer.schemas import PREFERENCES, PREFERENCES_EXPORT
+from solon.trainer.stages.filters import copies
+from solon.trainer.stages.preference_settings import PreferencesConfig
+from solon.trainer.store import Record, RunDirectory
+
+FOLDER = "preferences"
+Split = Literal["train", "test"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """The rows for training, and what is left out only because of others."""
+
+    rows: dict[Split, list[Row]]
+    """Of PREFERENCES_EXPORT."""
+    copies: int
+    """Pairs left out because the same two responses were a pair often enough before."""
+
+    def write(self, run: RunDirectory) -> dict[Split, int]:
+        """Put the files in their place; returns how many rows each has.
+
+        Raises:
+            StageFailed: None is left to train on.
+        """
+        if not self.rows["train"]:
+            raise StageFailed(
+                "preferences: no pair of different responses has a verdict and passes the filters, "
+                "so that there is nothing to train on; look at the records in "
+                f"{run.url}/{FOLDER}"
+            )
+        return {
+            split: run.export(f"preferences/{split}", found, PREFERENCES_EXPORT)
+            for split, found in self.rows.items()
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """What may mislead training: longer texts that win, and labels without a spread.
+
+        ``longer_chosen``: of the pairs of different length, the share of which the longer one is
+        chosen; None without any. ``labels``: tenth of the chosen one's probability -> pairs.
+        """
+        pairs = [row for found in self.rows.values() for row in found]
+        lengths = [(len(_text(row, "chosen")), len(_text(row, "rejected"))) for row in pairs]
+        longer = [chosen > rejected for chosen, rejected in lengths if chosen != rejected]
+        tenths = Counter(min(int(row["probability"] * 10), 9) for row in pairs)
+        return {
+            "longer_chosen": sum(longer) / len(longer) if longer else None,
+            "labels": {f"{t / 10:.1f}-{(t + 1) / 10:.1f}": n for t, n in sorted(tenths.items())},
+        }
+
+
+def collect(run: RunDirectory, config: PreferencesConfig) -> Export:
+    """The pairs of all records that have a verdict and pass the filters, split by prompt."""
+    most = config.filters.max_copies
+    out = copied(run, most)
+    rows: dict[Split, list[Row]] = {"train": [], "test": []}
+    for record in run.parts(FOLDER, PREFERENCES).records():
+        kept = (row for row in pairs_of(record) if row["id"] not in out)
+        rows[split_of(record["id"], config.test_share)].extend(kept)
+    return Export(rows=rows, copies=len(out))
+
+
+def copied(run: RunDirectory, most: int | None) -> frozenset[str]:
+    """Ids of the pairs that the filter ``max_copies`` leaves out, which no record knows alone."""
+    if most is None:
+        return frozenset()
+    records = run.parts(FOLDER, PREFERENCES).records()
+    return frozenset(copies((row for record in records for row in pairs_of(record)), most))
+
+
+def split_of(prompt_id: str, test_share: float) -> Split:
+    """Which split a prompt's pairs belong to: by its id alone, so the same in every run."""
+    return "test" if derive_seed(0, "split", prompt_id) < test_share * 2**64 else "train"
+
+
+def pairs_of(record: Record) -> Iterator[Row]:
+    """The rows of PREFERENCES_EXPORT that come of a record: verdicts that no filter left out."""
+    for pair in record["comparisons"]:
+        probability = pair["probability_a"]
+        if probability is None or pair["dropped"] is not None:
+            continue
+        chosen, rejected = pair["a"], pair["b"]
+        if probability < 0.5:
+            chosen, rejected, probability = rejected, chosen, 1 - probability
+        yield {
+            "id": f"{record['id']}:{pair['a']}-{pair['b']}",
+            "source": record["source"],
+            "prompt": record["prompt"],
+            "chosen": _said(record["responses"][chosen]),
+            "rejected": _said(record["responses"][rejected]),
+            "probability": probability,
+        }
+
+
+def _said(response: Record) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": response["text"]}]
+
+
+def _text(row: Row, side: str) -> str:
+    return str(row[side][-1]["content"])

@@ -1,0 +1,117 @@
+"""The configuration of the stage that makes preference pairs (Bai et al. 2022, section 4.1).
+
+Knows nothing of how the stage works; imports no torch, gRPC or pyarrow.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from solon.trainer.settings import Settings
+from solon.trainer.stages.settings import SamplingSettings, Share
+
+Temperature = Annotated[float, Field(ge=0, le=10)]
+LEAST_MASS_AFTER_CHAINS = 0.1
+"""See ``PreferencesConfig.min_option_mass``."""
+
+
+class ChainOfThoughtSettings(Settings):
+    """The judge reasons, then answers; one of its chains that says nothing gives no label."""
+
+    chains: int = Field(default=1, ge=1, le=16)
+    """Chains drawn and averaged for every principle and order, 1 to 16. The paper: five help a
+    little over one."""
+    clamp: float = Field(default=0.4, ge=0, le=0.5)
+    """Probabilities are clamped to [clamp, 1 - clamp], 0 to 0.5; 0 is off. After a chain of thought
+    they are near 0 and 1, whence the paper's 40 to 60 %. Never applied without chains."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How chains are drawn. A chain that ``max_tokens`` cuts short gives no verdict."""
+
+
+class PairFilters(Settings):
+    """Which pairs are left out of training. They stay in the records, with the reason.
+
+    What the texts alone decide is decided before the judge is asked, and another pair takes the
+    place, if the prompt has one.
+    """
+
+    max_repetition: Share | None = 0.5
+    """Largest share of a response's word trigrams that were in it before, 0 to 1; ordinary text has
+    less than 0.1, a model that has collapsed into repetition (arXiv 2504.04918) nearly 1. None is
+    off. Reason: repetitive."""
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    """Most times as long, in characters, as the shorter response the longer one may be, 1 or more;
+    None is off. Reason: length."""
+    min_characters: NonNegativeInt = 0
+    """Least characters of either response, 0 or more. Reason: length."""
+    max_characters: PositiveInt | None = None
+    """Most characters of either response, 1 or more; None is off. Reason: length."""
+    max_similarity: Share | None = None
+    """Largest share of words and word pairs that the two responses may have in common, 0 to 1; None
+    is off: only identical responses make no pair. Reason: similar."""
+    min_margin: float = Field(default=0.0, ge=0, lt=0.5)
+    """Least distance of the label from 1/2, in [0, 1/2); 0 keeps all, even ties, which soft labels
+    stand for honestly. Reason: near_tie."""
+    consistent_orders: bool = False
+    """Leave out pairs on which the two orders disagree. Reason: follows_position."""
+    max_copies: PositiveInt | None = None
+    """How often the same two responses may be a pair over all prompts, 1 or more, the first by
+    prompt id being kept; None is off. Reason: copy."""
+
+
+class PreferencesConfig(Settings):
+    """Pairs of the SL model's responses, labelled by the judge (section 4.1 of the paper)."""
+
+    responses: int = Field(default=2, ge=2, le=16)
+    """Responses drawn from the SL model for every prompt, 2 to 16."""
+    pairs: PositiveInt = 1
+    """Most pairs compared for every prompt, 1 or more. Identical responses make no pair."""
+    selection: Literal["random", "most_different"] = "random"
+    """Which pairs: a seeded draw, or those whose words differ most, for more to learn from each."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How the responses are drawn."""
+    temperatures: tuple[Temperature, ...] = ()
+    """The responses' temperatures in turn, at most one a response; from the first again where there
+    are more responses. Empty: ``sampling.temperature`` for all."""
+    principles: PositiveInt | Literal["all"] = "all"
+    """Principles for every comparison: ``all``, weighted, or that many drawn anew each time."""
+    both_orders: bool = True
+    """Show the judge each pair in both orders and average, against position bias."""
+    min_option_mass: Share | None = None
+    """Least probability that (A) and (B) must hold together for a verdict, 0 to 1; 0 is off. None:
+    off, but 0.1 after chains of thought: a judge that ends in anything else has not answered."""
+    chain_of_thought: ChainOfThoughtSettings | None = None
+    """Let the judge reason before it answers; ``{}`` as the paper does. None: it answers at
+    once."""
+    filters: PairFilters = PairFilters()
+    """Pairs that are not trained on."""
+    max_dropped_share: Share = 0.5
+    """The stage fails when the filters leave out more than this part of the pairs, 0 to 1."""
+    max_no_verdict_share: Share = 0.05
+    """The stage fails when the judge gives no verdict for more than this part of the pairs."""
+    max_position_bias: Share = 0.8
+    """The stage fails when more than this part of the verdicts in both orders follow the position:
+    the judge then prefers the first response, or the second, whichever they are. Of a coin's
+    verdicts half do."""
+    max_unusable_share: Share = 0.1
+    """The stage fails when more than this part of the responses is empty, truncated or aborted."""
+    test_share: Share = 0.1
+    """Part of the prompts whose pairs test the reward model instead of training it, 0 to 1."""
+
+    @model_validator(mode="after")
+    def _every_temperature_is_drawn_at(self) -> PreferencesConfig:
+        if len(self.temperatures) > self.responses:
+            raise ValueError(
+                f"temperatures: expected at most one for each of the {self.responses} responses, "
+                f"got {list(self.temperatures)!r}; raise responses"
+            )
+        return self
+
+    @property
+    def least_option_mass(self) -> float:
+        """``min_option_mass`` as the judge is to take it."""
+        if self.min_option_mass is not None:
+            return self.min_option_mass
+        return LEAST_MASS_AFTER_CHAINS if self.chain_of_thought else 0.0
