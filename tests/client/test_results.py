@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from solon.chat import Conversation, Message
 from solon.client import (
+    Assessment,
     Completion,
     CriticClient,
     CritiqueResult,
@@ -16,6 +17,7 @@ from solon.client import (
     FinishReason,
     Generated,
     JudgeClient,
+    NoVerdictReason,
     Outcome,
     Piece,
     PolicyClient,
@@ -30,6 +32,7 @@ from solon.client import (
 from solon.v1 import (
     common_pb2,
     critic_pb2,
+    judge_pb2,
     policy_pb2,
 )
 
@@ -240,6 +243,60 @@ async def test_refine_yields_each_round_and_sends_seeds_that_make_it_repeatable(
     assert (asked.request.rounds, asked.request.skip_critique) == (2, True)
     assert asked.request.sampling.HasField("seed")
     assert asked.request.principles.sample.HasField("seed")
+
+
+async def test_an_assessment_is_returned_whole_and_a_round_that_was_not_needed_has_one(
+    serve: Any, record: Any
+) -> None:
+    clean = critic_pb2.Assessment(
+        principle_id="harm", probability=0.25, logprobs={"Yes": -1.5, "No": -0.5}, option_mass=0.9
+    )
+    silent = critic_pb2.Assessment(
+        principle_id="tone", no_verdict_reason=judge_pb2.NO_VERDICT_REASON_NOT_FINITE
+    )
+    found = Assessment(
+        principle_id="harm",
+        probability=0.25,
+        logprobs={"Yes": -1.5, "No": -0.5},
+        option_mass=0.9,
+        no_verdict_reason=None,
+    )
+    asked = record(
+        "Critic",
+        "Assess",
+        critic_pb2.AssessResponse(
+            **HEAD, constitution_digest="d", probability=0.25, principles=[clean, silent]
+        ),
+    )
+    server = await serve(asked.add)
+    async with CriticClient(server.address) as client:
+        result = await client.assess(
+            TALK,
+            "Sure.",
+            constitution="core",
+            sample=PrincipleSample(2, 7),
+            min_option_mass=0.5,
+            weight_version="w",
+        )
+    assert (result.probability, result.no_verdict_reason) == (0.25, None)
+    assert result.principles[0] == found
+    assert result.principles[1].no_verdict_reason is NoVerdictReason.NOT_FINITE
+    assert (asked.request.min_option_mass, asked.request.weight_version) == (0.5, "w")
+    assert asked.request.principles.sample.count == 2
+    skipped = critic_pb2.RefineResponse(
+        **HEAD, round=1, revision_outcome=critic_pb2.OUTCOME_NOT_NEEDED, assessment=clean
+    )
+    asked = record("Critic", "Refine", [skipped])
+    server = await serve(asked.add)
+    async with CriticClient(server.address) as client:
+        chain = client.refine(TALK, "Sure.", constitution="core", not_needed_below=0.5)
+        (made,) = [one async for one in chain]
+    assert (made.revision_outcome, made.revision, made.assessment) == (
+        Outcome.NOT_NEEDED,
+        None,
+        found,
+    )
+    assert asked.request.not_needed_below == 0.5
 
 
 async def test_a_principle_by_id_and_by_draw_at_once_is_refused_before_any_call(

@@ -167,6 +167,9 @@ class Critic(critic_pb2_grpc.CriticServiceServicer):
     async def Revise(self, request: Any, context: Context) -> Any:  # noqa: N802
         raise NotImplementedError
 
+    async def Assess(self, request: Any, context: Context) -> Any:  # noqa: N802
+        raise NotImplementedError
+
     async def Refine(self, request: critic_pb2.RefineRequest, context: Context) -> Any:  # noqa: N802
         self.requests.append(request)
         first = len(self.requests) == 1
@@ -191,7 +194,9 @@ async def test_a_chain_that_breaks_goes_on_after_the_rounds_already_made(
     async with CriticClient(server.address) as client:
         rounds = [r async for r in client.refine(question, "Sure.", constitution="core")]
     seed = critic.requests[0].sampling.seed
-    assert [r.revision.text for r in rounds] == [f"{seed}-{number}" for number in (1, 2, 3, 4)]
+    assert [r.revision.text for r in rounds if r.revision] == [
+        f"{seed}-{number}" for number in (1, 2, 3, 4)
+    ]
     first, second = critic.requests
     # in every field, or a server that still makes the first would refuse the second's request_id
     assert first == second

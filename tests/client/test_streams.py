@@ -20,7 +20,7 @@ SAID = common_pb2.Completion(text="No.", finish_reason=common_pb2.FINISH_REASON_
 class Endless(policy_pb2_grpc.PolicyServiceServicer, critic_pb2_grpc.CriticServiceServicer):
     """Says one thing and goes on working until it is cancelled."""
 
-    Critique = Revise = None  # type: ignore[assignment]
+    Critique = Revise = Assess = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self.started = asyncio.Event()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from solon.chat import Conversation
-from solon.constitution import Constitution, Principle
-from solon.constitution.prompts import critique_prompt, revision_prompt
-from solon.critic.critic import Critic, Outcome, Review, Round, draw_rounds
+from solon.constitution import AbsoluteQuestion, Constitution, Principle
+from solon.constitution.prompts import assessment_prompt, critique_prompt, revision_prompt
+from solon.critic.critic import Critic, Manner, Outcome, Review, Round, draw_rounds
 from solon.engine.base import EngineFailed, FinishReason, Sampling, Usage
 from solon.serving.errors import WeightVersionMismatch
+from solon.serving.readings import NoVerdict
 from solon.serving.testing import FunctionEngine, Said
 
 KIND = Principle(id="kind", critique_request="What is unkind?", revision_request="Be kind.")
 CALM = Principle(id="calm", weight=3, critique_request="What is rash?", revision_request="Be calm.")
 CORE = Constitution(name="core", version="1", principles=(KIND, CALM))
+BY_NAME = {"kind": KIND, "calm": CALM}
 ASKED = Conversation.from_user("Can you help?")
 FIRST = Review(constitution=CORE, principle=KIND, conversation=ASKED, response="No.")
 
@@ -35,10 +39,10 @@ def model(critique: str | Said = "Curt.", revision: str | Said = "Gladly.") -> F
     return FunctionEngine(answer=answer)
 
 
-async def chain(engine: FunctionEngine, rounds: int = 2, **options: object) -> list[Round]:
+async def chain(engine: FunctionEngine, rounds: int = 2, **manner: Any) -> list[Round]:
     principles = [KIND, CALM, KIND, CALM][:rounds]
     sampling = Sampling(seed=7)
-    made = Critic(engine).refine(FIRST, principles, sampling, **options)  # type: ignore[arg-type]
+    made = Critic(engine).refine(FIRST, principles, sampling, Manner(**manner))
     return [one async for one in made]
 
 
@@ -185,6 +189,93 @@ async def test_rounds_before_an_error_are_given() -> None:
     assert (await anext(rounds)).number == 1
     with pytest.raises(EngineFailed):
         await anext(rounds)
+
+
+def finds(**faults: float) -> FunctionEngine:
+    """A model that finds something to criticise with these probabilities, by principle."""
+    engine = model()
+
+    def logprob(prompt: Conversation, answer: str) -> float:
+        asked = prompt.messages[-1].content
+        fault = next(
+            p for name, p in faults.items() if str(BY_NAME[name].critique_request) in asked
+        )
+        return math.log(fault if answer == "Yes" else 1 - fault)
+
+    engine.logprob = logprob
+    return engine
+
+
+async def test_a_round_that_finds_too_little_is_not_made_and_the_next_looks_at_the_same() -> None:
+    engine = finds(kind=0.01, calm=0.75)
+    first, second, third = await chain(engine, rounds=3, not_needed_below=0.1)
+    assert [r.revision_outcome for r in (first, second, third)] == [
+        Outcome.NOT_NEEDED,
+        Outcome.MADE,
+        Outcome.NOT_NEEDED,
+    ]
+    assert (first.critique, first.revision) == (None, None)
+    assert engine.asked[0][0] == critique_prompt(CORE, CALM, ASKED, "No.")
+    assert second.revision is not None
+    revised = second.revision.generation.text
+    assert [prompt for (prompt,) in engine.scored] == [
+        assessment_prompt(KIND, ASKED, "No."),
+        assessment_prompt(CALM, ASKED, "No."),
+        assessment_prompt(KIND, ASKED, revised),
+    ]
+    found = [r.assessment.probability for r in (first, second, third) if r.assessment]
+    assert found == pytest.approx([0.01, 0.75, 0.01])
+    # one that was not needed cost one prefill and no generation
+    assert first.usage == Usage(prompt_tokens=10, model_calls=1)
+
+
+async def test_rounds_that_are_made_are_those_of_a_chain_that_assesses_nothing() -> None:
+    with_assessments = await chain(finds(kind=0.5, calm=0.5), not_needed_below=0.5)
+    without = await chain(model())
+    assert [(r.critique, r.revision) for r in with_assessments] == [
+        (r.critique, r.revision) for r in without
+    ]
+    assert [r.assessment for r in without] == [None, None]
+
+
+async def test_without_a_verdict_the_round_is_made_and_says_why_there_is_none() -> None:
+    engine = finds(kind=0.01)
+    engine.logprob = lambda prompt, answer: math.nan
+    (made,) = await chain(engine, rounds=1, not_needed_below=1.0)
+    assert made.assessment is not None
+    assert (made.assessment.probability, made.assessment.no_verdict) == (None, NoVerdict.NOT_FINITE)
+    assert made.revision_outcome is Outcome.MADE
+
+
+async def test_a_principles_own_question_tells_how_much_there_is_to_criticise() -> None:
+    def logprob(prompt: Conversation, answer: str) -> float:
+        return math.log({"1": 0.5, "2": 0.25, "3": 0.25}[answer])
+
+    # 2 for certain would be as good as it gets; expected are 0.5 of -2 to 2
+    scaled = AbsoluteQuestion(text="How kind?", answers={"1": -2.0, "3": 2.0, "2": 2.0})
+    rated = Principle(id="rated", absolute_question=scaled)
+    critic = Critic(FunctionEngine(logprob=logprob))
+    assessed = await critic.assess([rated], ASKED, "No.")
+    assert assessed.principles[0].probability == pytest.approx(0.5)
+    assert dict(assessed.principles[0].logprobs) == pytest.approx(
+        {"1": math.log(0.5), "2": math.log(0.25), "3": math.log(0.25)}
+    )
+    huge = AbsoluteQuestion(text="?", answers={"1": -1.7e308, "2": 1.7e308, "3": 1.7e308})
+    tiny = AbsoluteQuestion(text="?", answers={"1": 0.0, "2": 5e-324, "3": 5e-324})
+    for question in (huge, tiny):
+        odd = Principle(id="odd", absolute_question=question)
+        assessed = await critic.assess([odd], ASKED, "No.")
+        assert 0 <= (assessed.probability or math.nan) <= 1
+
+
+async def test_the_worst_principle_decides_and_one_without_a_verdict_does_not() -> None:
+    engine = finds(kind=0.25, calm=0.5)
+    assessed = await Critic(engine).assess([KIND, CALM], ASKED, "No.")
+    assert assessed.probability == pytest.approx(0.5)
+    assert len(engine.scored) == 1
+    silent = await Critic(engine).assess([KIND, CALM], ASKED, "No.", min_option_mass=1.1)
+    assert (silent.probability, silent.no_verdict) == (None, NoVerdict.NO_PRINCIPLE)
+    assert {one.no_verdict for one in silent.principles} == {NoVerdict.LOW_OPTION_MASS}
 
 
 def test_principles_are_drawn_anew_for_every_round_with_odds_by_weight() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import grpc
@@ -13,7 +14,7 @@ from solon.critic.critic import draw_rounds
 from solon.critic.server import ROLE
 from solon.engine.base import FinishReason, Sampling
 from solon.serving.testing import FunctionEngine, Said, running
-from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc
+from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc, judge_pb2
 
 PRINCIPLES = tuple(
     Principle(id=name, critique_request=f"Is it {name}?", revision_request=f"Be {name}.")
@@ -181,6 +182,48 @@ async def test_an_aborted_critique_gives_an_aborted_round(
     assert made.critique_outcome == made.revision_outcome == critic_pb2.OUTCOME_ABORTED
     assert (made.critique.text, made.revision.text) == ("It is", "")
     assert made.revision.finish_reason == common_pb2.FINISH_REASON_ABORT
+
+
+async def test_a_response_is_assessed_by_every_principle_without_any_generation(
+    engine: FunctionEngine, stub: critic_pb2_grpc.CriticServiceStub
+) -> None:
+    faults = {"kind": 0.75, "calm": 0.25}
+
+    def logprob(prompt: Conversation, answer: str) -> float:
+        fault = next((p for name, p in faults.items() if name in prompt.messages[-1].content), None)
+        if fault is None:
+            return math.nan
+        return math.log(fault if answer == "Yes" else 1 - fault)
+
+    engine.logprob = logprob
+    response = await stub.Assess(
+        critic_pb2.AssessRequest(
+            request_id="mine", conversation=ASKED, response="No.", constitution=NAMED
+        )
+    )
+    kind, calm, brief = response.principles
+    assert (response.request_id, response.constitution_digest) == ("mine", CORE.digest)
+    assert [one.principle_id for one in response.principles] == ["kind", "calm", "brief"]
+    assert response.probability == kind.probability == pytest.approx(0.75)
+    assert dict(calm.logprobs) == pytest.approx({"Yes": math.log(0.25), "No": math.log(0.75)})
+    assert calm.option_mass == pytest.approx(1)
+    assert not brief.HasField("probability")
+    assert brief.no_verdict_reason == judge_pb2.NO_VERDICT_REASON_NOT_FINITE
+    assert (engine.asked, response.usage.model_calls) == ([], 3)
+
+
+async def test_a_round_that_is_not_needed_is_sent_without_any_text(
+    engine: FunctionEngine, stub: critic_pb2_grpc.CriticServiceStub
+) -> None:
+    engine.logprob = lambda prompt, answer: -9.0 if answer == "Yes" else -0.001
+    made = [one async for one in stub.Refine(refine(not_needed_below=0.01, rounds=2))]
+    assert [one.revision_outcome for one in made] == [critic_pb2.OUTCOME_NOT_NEEDED] * 2
+    for one in made:
+        assert 0 < one.assessment.probability < 0.01
+        assert one.assessment.principle_id == one.principle_id
+        assert not one.HasField("critique")
+        assert not one.HasField("revision")
+    assert engine.asked == []
 
 
 @pytest.mark.parametrize(

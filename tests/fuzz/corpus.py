@@ -211,7 +211,18 @@ REQUESTS: Mapping[str, Sequence[Message]] = {
             principles=_BY_ID,
             rounds=1,
             skip_critique=True,
+            not_needed_below=0.5,
             sampling=_SAMPLING,
+        ),
+    ),
+    "solon.v1.CriticService.Assess": (
+        critic_pb2.AssessRequest(conversation=_ASKED, response="No.", constitution=_NAMED),
+        critic_pb2.AssessRequest(
+            conversation=_LONGER,
+            response="No.",
+            constitution=_INLINE,
+            principles=_ALL,
+            min_option_mass=1e-6,
         ),
     ),
     "solon.v1.JudgeService.Compare": (

@@ -22,7 +22,7 @@ from solon.engine import EngineOptions, create
 from solon.engine.base import ContextExceeded, FinishReason, Sampling
 from solon.judge.judge import Judge
 from solon.judge.questions import ChainOfThought, Manner, Question
-from solon.judge.verdicts import NoVerdict
+from solon.serving.readings import NoVerdict
 from solon.serving.testing import FunctionEngine, Said
 
 KIND = Principle(id="kind", comparison_instruction="Which is kinder?")

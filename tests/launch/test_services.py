@@ -123,6 +123,7 @@ async def test_a_chain_outlives_its_critic_and_no_round_is_lost_or_doubled(tmp_p
                 async for refined in client.refine(
                     HELLO, "Hi.", constitution="core", principle_seed=3, sampling=seeded
                 ):
+                    assert refined.revision is not None
                     made.append((refined.round, refined.principle_id, refined.revision.text))
                     if refined.round == killed_after:
                         os.kill(services.pids["critic"], signal.SIGKILL)

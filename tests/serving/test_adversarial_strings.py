@@ -145,6 +145,9 @@ PROMPTS: dict[str, Callable[[str], Conversation]] = {
         prompts.reasoning_prompt(principle(t), asked(t), t, t), t
     ),
     "score": lambda t: prompts.score_prompt(principle(t), asked(t), t),
+    "assessment": lambda t: prompts.assessment_prompt(
+        Principle(id="p", critique_request=t, revision_request=t), asked(t), t
+    ),
 }
 """Every prompt that a service makes, with one text in all places that a caller fills."""
 

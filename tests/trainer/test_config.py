@@ -90,7 +90,7 @@ def test_relative_paths_become_absolute_so_that_a_run_resumes_from_anywhere(
 BROKEN = [
     ("seed: -1\n", ["config.yml:7: seed: expected greater than or equal to 0, got -1"]),
     ("revisions: {round: 3}\n", ["config.yml:7: revisions.round: unknown key", "'rounds'"]),
-    ("revisions:\n  rounds: 99\n", ["config.yml:8: revisions.rounds:", "99", "1 to 16"]),
+    ("revisions:\n  rounds: 99\n", ["config.yml:8: revisions.rounds:", "99", "1 to 8"]),
     ("revisions:\n  rounds: many\n", ["revisions.rounds: expected a whole number, got 'many'"]),
     ("rl: {clip: -1}\n", ["config.yml:7: rl.clip: expected greater than 0, got -1"]),
     (

@@ -79,6 +79,19 @@ def revised(name: str, *, kind: str = "red_team") -> dict[str, Any]:
         "revision_outcome": "made",
         "weight_version": "initial",
     } | TIMED
+    found = {
+        "principle_id": "honest",
+        "probability": 0.0625,
+        "logprobs": [{"answer": "Yes", "logprob": -2.75}, {"answer": "No", "logprob": -0.0625}],
+        "option_mass": 0.9,
+        "no_verdict_reason": None,
+    }
+    skipped = dict.fromkeys(one) | {
+        "round": 3,
+        "principle_id": "honest",
+        "assessment": found,
+        "revision_outcome": "not_needed",
+    }
     return {
         "id": name,
         "kind": kind,
@@ -88,7 +101,7 @@ def revised(name: str, *, kind: str = "red_team") -> dict[str, Any]:
         "responses": [said("Sure: lie.", 41)],
         "outcome": "made",
         "policy": POLICY,
-        "rounds": [one, one | {"round": 2, "critique": None, "critique_outcome": None}]
+        "rounds": [one, one | {"round": 2, "critique": None, "critique_outcome": None}, skipped]
         if harmful
         else [],
         "principle_seed": 99 if harmful else None,
@@ -169,7 +182,7 @@ def test_everything_that_is_known_of_a_prompt_is_found_by_any_of_its_names(
     found = explain(run, wanted)
     assert found["id"] == FIRST
     assert found["prompt"] == ASKED
-    assert [one["round"] for one in found["revisions"]["rounds"]] == [1, 2]
+    assert [one["round"] for one in found["revisions"]["rounds"]] == [1, 2, 3]
     assert found["preferences"]["judge_model"] == "the-judge"
     assert [one["truth"] for one in found["evaluation"]] == ["evades"]
     assert [one["model_b"] for one in found["judged_pairs"]] == ["sl"]
@@ -196,6 +209,8 @@ def test_people_see_each_round_each_order_and_what_came_of_it(
         "Sure: lie. [stop]",
         "critique: It helps to deceive. [made]",
         "revision: I would rather not. [made]",
+        "something to criticise: P = 0.0625 [Yes -2.750, No -0.062]",
+        "revision: not needed: the response stands",
         "P(A) = 0.2500",
         "0.6250",
         "0.1250",

@@ -69,6 +69,27 @@ def test_every_revision_can_be_traced_to_its_principle(config: Path, tmp_path: P
     assert examples[0]["completion"][0]["role"] == "assistant"
 
 
+def test_a_chain_makes_only_the_rounds_that_the_critic_finds_a_reason_for(
+    config: Path, tmp_path: Path
+) -> None:
+    assert main(["revisions", str(config), "revisions.not_needed_below=0.5"]) == 0
+    rows = [row for row in records(tmp_path / "run", "revisions", REVISIONS) if row["rounds"]]
+    untouched = set()
+    for row in rows:
+        assert row["outcome"] == "made"
+        for made in row["rounds"]:
+            needed = made["assessment"]["probability"] >= 0.5
+            assert made["revision_outcome"] == ("made" if needed else "not_needed")
+            assert (made["revision"] is not None) == (made["critique"] is not None) == needed
+        if not any(made["revision"] for made in row["rounds"]):
+            untouched.add(row["id"])
+    assert len(untouched) < len(rows)
+    examples = pq.read_table(tmp_path / "run/export/sft/train.parquet").to_pylist()
+    # what no round changed is trained on as it is
+    assert untouched
+    assert untouched == {e["id"].removesuffix(":r0") for e in examples if e["id"].endswith(":r0")}
+
+
 def test_pairs_are_labelled_softly_in_both_orders_by_every_principle(
     config: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ from solon.client.policy import PolicyClient
 from solon.client.requests import ConstitutionRef
 from solon.client.security import Tls
 from solon.client.types import (
+    Assessed,
+    Assessment,
     ChainOfThought,
     ChainVerdict,
     Comparison,
@@ -53,6 +55,8 @@ from solon.client.types import (
 )
 
 __all__ = [
+    "Assessed",
+    "Assessment",
     "ChainOfThought",
     "ChainVerdict",
     "Comparison",

@@ -11,7 +11,14 @@ from solon.client import replies, requests
 from solon.client.base import ServiceClient
 from solon.client.errors import BadReply, WeightVersionMismatch
 from solon.client.requests import ConstitutionRef
-from solon.client.types import CritiqueResult, RefinedRound, RevisionResult, Sampling
+from solon.client.types import (
+    Assessed,
+    CritiqueResult,
+    PrincipleSample,
+    RefinedRound,
+    RevisionResult,
+    Sampling,
+)
 from solon.tracing import Span
 from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc
 
@@ -122,6 +129,8 @@ class CriticClient(ServiceClient):
         principle_ids: Sequence[str] | None = None,
         principle_seed: int | None = None,
         skip_critique: bool = False,
+        not_needed_below: float | None = None,
+        min_option_mass: float | None = None,
         sampling: Sampling | None = None,
         weight_version: str | None = None,
         request_id: str | None = None,
@@ -141,6 +150,9 @@ class CriticClient(ServiceClient):
             principle_ids: One a round, in this order. None: drawn anew for every round.
             principle_seed: Makes those draws repeatable.
             skip_critique: Revise without critiques (arXiv 2212.08073, section 3.5).
+            not_needed_below: Leave out a round by whose principle it is less probable than this
+                that there is something to criticise, 0 to 1. None: make every round.
+            min_option_mass: Least probability of the answers together for a verdict on that.
             sampling: How to draw the texts; every call of the chain derives its own seed.
             weight_version: Refuse to be answered by any other weights.
             request_id: Names the request in logs. None: a random one.
@@ -158,6 +170,8 @@ class CriticClient(ServiceClient):
             principles=_principles_of_chain(principle_ids, principle_seed),
             rounds=rounds,
             skip_critique=skip_critique,
+            not_needed_below=not_needed_below,
+            min_option_mass=min_option_mass,
             sampling=requests.sampling_message(_seeded(sampling)),
             weight_version=requests.text("weight_version", weight_version),
         )
@@ -168,6 +182,50 @@ class CriticClient(ServiceClient):
         async with aclosing(attempts) as rounds_made:
             async for refined in rounds_made:
                 yield refined
+
+    async def assess(
+        self,
+        conversation: Conversation,
+        response: str,
+        *,
+        constitution: ConstitutionRef,
+        principle_ids: Sequence[str] | None = None,
+        sample: PrincipleSample | None = None,
+        min_option_mass: float | None = None,
+        weight_version: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Assessed:
+        """How probable it is that there is something to criticise, per principle and at most.
+
+        Nothing is generated: the critic's log-probabilities are read.
+
+        Args:
+            conversation: What was asked; ends with the user.
+            response: The response under review.
+            constitution: Where the principles come from.
+            principle_ids: These, in this order. None: all that can be asked by.
+            sample: A weighted draw of so many.
+            min_option_mass: Least probability of the answers together for a verdict, 0 to 1.
+            weight_version: Refuse to be answered by any other weights.
+            request_id: Names the request in logs. None: a random one.
+            timeout: Deadline of one attempt, seconds. None: the client's.
+
+        Raises:
+            SolonError: The call failed.
+            ValueError: Both ``principle_ids`` and ``sample`` were given.
+        """
+        request = critic_pb2.AssessRequest(
+            request_id=requests.request_id(request_id),
+            conversation=requests.conversation_message(conversation),
+            response=requests.text("response", response),
+            constitution=requests.constitution_source(constitution),
+            principles=requests.many_principles(principle_ids, sample),
+            min_option_mass=min_option_mass,
+            weight_version=requests.text("weight_version", weight_version),
+        )
+        method = self._stub.Assess
+        return await self._call(method, request, replies.assessed, timeout)
 
     async def _rounds(
         self,
@@ -213,10 +271,14 @@ def _require_same(again: RefinedRound, before: RefinedRound) -> None:
             metadata={"expected": before.weight_version, "actual": again.weight_version},
             request_id=again.request_id,
         )
-    if (again.principle_id, again.revision.text) != (before.principle_id, before.revision.text):
+    if _of_round(again) != _of_round(before):
         raise BadReply(
             f"round {again.round} of a repeated chain: expected the same principle and revision "
             f"for the same seeds and weights ({before.weight_version!r}), got others; the "
             "replicas do not compute alike",
             request_id=again.request_id,
         )
+
+
+def _of_round(made: RefinedRound) -> tuple[str, str | None]:
+    return made.principle_id, None if made.revision is None else made.revision.text

@@ -14,6 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from solon.client.errors import BadReply
 from solon.client.types import (
+    Assessed,
+    Assessment,
     ChainVerdict,
     Comparison,
     Completion,
@@ -57,6 +59,7 @@ _OUTCOME: Mapping[critic_pb2.Outcome.ValueType, Outcome] = {
     critic_pb2.OUTCOME_EMPTY: Outcome.EMPTY,
     critic_pb2.OUTCOME_TRUNCATED: Outcome.TRUNCATED,
     critic_pb2.OUTCOME_ABORTED: Outcome.ABORTED,
+    critic_pb2.OUTCOME_NOT_NEEDED: Outcome.NOT_NEEDED,
 }
 _NO_VERDICT: Mapping[judge_pb2.NoVerdictReason.ValueType, NoVerdictReason] = {
     judge_pb2.NO_VERDICT_REASON_LOW_OPTION_MASS: NoVerdictReason.LOW_OPTION_MASS,
@@ -144,8 +147,23 @@ def refined_round(reply: critic_pb2.RefineResponse) -> RefinedRound:
         constitution_digest=reply.constitution_digest,
         critique=_completion(reply.critique) if reply.HasField("critique") else None,
         critique_outcome=critique_outcome,
-        revision=_completion(reply.revision),
+        revision=_completion(reply.revision) if reply.HasField("revision") else None,
         revision_outcome=_known(_OUTCOME, reply.revision_outcome, "revision_outcome"),
+        assessment=_assessment(reply.assessment) if reply.HasField("assessment") else None,
+    )
+
+
+def assessed(reply: critic_pb2.AssessResponse) -> Assessed:
+    """Assessments."""
+    return Assessed(
+        request_id=reply.request_id,
+        weight_version=reply.weight_version,
+        usage=_usage(reply.usage),
+        timing=_timing(reply.timing),
+        constitution_digest=reply.constitution_digest,
+        probability=_assessed_probability(reply),
+        no_verdict_reason=_reason(reply.no_verdict_reason),
+        principles=tuple(_assessment(one) for one in reply.principles),
     )
 
 
@@ -298,6 +316,24 @@ def _score(score: judge_pb2.ScoreResponse | judge_pb2.PrincipleScore) -> float |
     given = score.HasField("score")
     _require_either("score", given, score.no_verdict_reason)
     return score.score if given else None
+
+
+def _assessed_probability(
+    assessed: critic_pb2.AssessResponse | critic_pb2.Assessment,
+) -> float | None:
+    given = assessed.HasField("probability")
+    _require_either("probability", given, assessed.no_verdict_reason)
+    return assessed.probability if given else None
+
+
+def _assessment(assessment: critic_pb2.Assessment) -> Assessment:
+    return Assessment(
+        principle_id=assessment.principle_id,
+        probability=_assessed_probability(assessment),
+        logprobs=dict(assessment.logprobs),
+        option_mass=assessment.option_mass,
+        no_verdict_reason=_reason(assessment.no_verdict_reason),
+    )
 
 
 def _require_either(field: str, given: bool, reason: judge_pb2.NoVerdictReason.ValueType) -> None:

@@ -153,6 +153,7 @@ class CriticClient(_Blocking[AsyncCriticClient]):
     critique = _blocking(AsyncCriticClient.critique)
     revise = _blocking(AsyncCriticClient.revise)
     refine = _iterating(AsyncCriticClient.refine)
+    assess = _blocking(AsyncCriticClient.assess)
 
 
 class JudgeClient(_Blocking[AsyncJudgeClient]):

@@ -38,6 +38,8 @@ class Outcome(StrEnum):
     """Cut at ``max_tokens``; the text is returned as it is."""
     ABORTED = "aborted"
     """Generation was paused in abort mode; the text so far is returned."""
+    NOT_NEEDED = "not_needed"
+    """The critic found too little to criticise: the round was not made, the response stands."""
 
 
 class NoVerdictReason(StrEnum):
@@ -224,6 +226,32 @@ class RevisionResult(Reply):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Assessment:
+    """Whether there is something to criticise in a response by one principle."""
+
+    principle_id: str
+    probability: float | None
+    """That there is; None exactly where there is a ``no_verdict_reason``."""
+    logprobs: Mapping[str, float]
+    """Answer text -> log-probability of the reply beginning with it."""
+    option_mass: float
+    """Probability that the answers held together before they were normalised."""
+    no_verdict_reason: NoVerdictReason | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assessed(Reply):
+    """``CriticClient.assess``."""
+
+    constitution_digest: str
+    probability: float | None
+    """Highest of the principles' probabilities, over those that have a verdict."""
+    no_verdict_reason: NoVerdictReason | None
+    """Why ``probability`` is None."""
+    principles: tuple[Assessment, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RefinedRound(Reply):
     """``CriticClient.refine``: one round of a chain."""
 
@@ -232,12 +260,16 @@ class RefinedRound(Reply):
     principle_id: str
     constitution_digest: str
     critique: Completion | None
-    """None in skip-critique mode."""
+    """None in skip-critique mode, and where the round was not needed."""
     critique_outcome: Outcome | None
-    """None in skip-critique mode."""
-    revision: Completion
+    """None where there is no critique."""
+    revision: Completion | None
+    """None where the round was not needed."""
     revision_outcome: Outcome
-    """Where it is EMPTY or ABORTED, the chain ends with this round."""
+    """Where it is EMPTY or ABORTED, the chain ends with this round; where it is NOT_NEEDED, the
+    next round looks at the same response."""
+    assessment: Assessment | None = None
+    """Of the response before this round; None unless ``not_needed_below`` was given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

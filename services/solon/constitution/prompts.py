@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from solon.chat import Conversation, Message
 from solon.constitution.types import (
+    AbsoluteQuestion,
     ComparisonExemplar,
     Constitution,
     Principle,
@@ -28,6 +29,7 @@ OPTION_B = "(B)"
 
 _SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _REVIEW = "Review the last response of the assistant in this conversation."
+_ANYTHING = "Yes: there is something to criticise. No: there is nothing."
 _REVISION_ONLY = "Write only the revised response."
 _COMPARE = "Compare two responses to the last message of this conversation."
 _ANSWER_ONLY = "Answer only (A) or (B)."
@@ -132,6 +134,40 @@ def score_prompt(principle: Principle, conversation: Conversation, response: str
     question = principle.absolute_question
     if question is None:
         raise ValueError(f"principle {principle.id!r} has no absolute_question")
+    return _question_prompt(question, conversation, response)
+
+
+def assessment_question(principle: Principle) -> AbsoluteQuestion:
+    """What tells whether there is something to criticise in a response by a principle.
+
+    The principle's absolute question, or, where it has none, whether there is an answer to its
+    critique request. The less an answer is worth, the more there is to criticise.
+
+    Raises:
+        ValueError: The principle has neither.
+    """
+    if principle.absolute_question is not None:
+        return principle.absolute_question
+    asked = f"{_critique_request(principle)}\n{_ANYTHING}"
+    return AbsoluteQuestion(text=asked, answers={"Yes": 0.0, "No": 1.0})
+
+
+def assessment_prompt(
+    principle: Principle, conversation: Conversation, response: str
+) -> Conversation:
+    """Ask whether there is something to criticise. The reply is one of the question's answers.
+
+    No exemplars: those of a constitution criticise at once, which would teach the critic to.
+
+    Raises:
+        ValueError: The principle has neither an absolute question nor a critique request.
+    """
+    return _question_prompt(assessment_question(principle), conversation, response)
+
+
+def _question_prompt(
+    question: AbsoluteQuestion, conversation: Conversation, response: str
+) -> Conversation:
     answers = ", ".join(question.answers)
     asked = f"{_reviewed(conversation, response)}{question.text}\nAnswer only one of: {answers}."
     return Conversation.from_user(asked)

@@ -135,6 +135,13 @@ class Constitution:
         """The principles that can guide an absolute score."""
         return tuple(p for p in self.principles if p.absolute_question is not None)
 
+    @property
+    def for_assessment(self) -> tuple[Principle, ...]:
+        """The principles by which it can be asked whether there is something to criticise."""
+        return tuple(
+            p for p in self.principles if p.critique_request or p.absolute_question is not None
+        )
+
     def principle(self, principle_id: str) -> Principle:
         """The principle with this id.
 

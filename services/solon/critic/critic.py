@@ -14,7 +14,9 @@ from enum import Enum
 from solon.chat import Conversation
 from solon.constitution import Constitution, Principle, derive_seed, draw
 from solon.constitution.prompts import critique_prompt, revision_prompt
+from solon.critic.assessing import Assessed, Assessment, assess
 from solon.engine.base import Engine, FinishReason, Generation, Sampling, Timing, Usage
+from solon.serving.readings import NoVerdict
 from solon.serving.session import Session
 
 
@@ -29,6 +31,8 @@ class Outcome(Enum):
     """The text was cut at max_tokens."""
     ABORTED = "aborted"
     """Generation was paused with ``PauseMode.ABORT``."""
+    NOT_NEEDED = "not_needed"
+    """The critic found too little to criticise: the response stands as it is."""
 
     @classmethod
     def of(cls, generation: Generation) -> Outcome:
@@ -94,10 +98,15 @@ class Round:
     number: int
     """1 for the first."""
     principle: Principle
+    assessment: Assessment | None
+    """Of the response before this round; None unless rounds may be found not to be needed."""
     critique: Text | None
-    """None in skip-critique mode."""
+    """None in skip-critique mode, and where the round was not needed."""
     revision: Text | None
-    """None where the critique was aborted, so that no revision was begun."""
+    """None where the critique was aborted, so that no revision was begun, and where the round was
+    not needed."""
+    needed: bool = True
+    """Whether the round was made."""
     weight_version: str
     usage: Usage
     """Of this round alone."""
@@ -107,11 +116,30 @@ class Round:
     @property
     def revision_outcome(self) -> Outcome:
         """What became of the revision."""
+        if not self.needed:
+            return Outcome.NOT_NEEDED
         return Outcome.ABORTED if self.revision is None else self.revision.outcome
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manner:
+    """How a chain goes."""
+
+    skip_critique: bool = False
+    """Revise without critiques (section 3.5 of the paper)."""
+    not_needed_below: float | None = None
+    """Probability of there being something to criticise below which a round is not made, 0 to 1.
+    None: every round is made, and nothing is assessed."""
+    min_option_mass: float = 0.0
+    """Least probability that the answers to an assessment must hold together. 0 to 1; 0 is off."""
+
+
+PAPER = Manner()
+"""Every round is made, with a critique (section 3.1 of the paper)."""
+
+
 class Critic:
-    """A model that critiques and revises."""
+    """A model that assesses, critiques and revises."""
 
     def __init__(self, engine: Engine) -> None:
         """``engine``: runs the model."""
@@ -149,11 +177,14 @@ class Critic:
         first: Review,
         principles: Sequence[Principle],
         sampling: Sampling,
+        manner: Manner = PAPER,
         *,
-        skip_critique: bool = False,
         weight_version: str | None = None,
     ) -> AsyncGenerator[Round, None]:
         """Run a chain from ``first``: a round for each principle, on the revision before it.
+
+        A round by whose principle there is too little to criticise is not made: the next looks at
+        the same response. Without a verdict on that, the round is made.
 
         An empty critique is no critique: the revision of that round is made without one, and the
         round says so. The chain ends early with a round whose critique was aborted, or whose
@@ -163,27 +194,51 @@ class Critic:
 
         Raises:
             WeightVersionMismatch: The weights are not ``weight_version``, or were replaced.
-            EngineError: As ``Engine.generate``. Rounds that were yielded before are whole.
+            EngineError: As ``Engine.generate`` and, with assessments, ``Engine.score``. Rounds that
+                were yielded before are whole.
         """
         review, expected = first, weight_version
         for number, principle in enumerate(principles, start=1):
             review = replace(review, principle=principle)
             session = Session(self._engine, weight_version=expected)
             seeded = replace(sampling, seed=derive_seed(sampling.seed, number))
-            critique, revision = await _round(session, review, seeded, skip_critique=skip_critique)
-            yield Round(
-                number=number,
-                principle=principle,
-                critique=critique,
-                revision=revision,
-                weight_version=session.weight_version,
-                usage=session.usage,
-                timing=session.timing,
-            )
-            if revision is None or not revision.outcome.has_text:
-                return
+            made = await _round(session, review, number, seeded, manner)
+            yield made
             expected = session.weight_version
-            review = replace(review, response=revision.generation.text)
+            if not made.needed:
+                continue
+            if made.revision is None or not made.revision.outcome.has_text:
+                return
+            review = replace(review, response=made.revision.generation.text)
+
+    async def assess(
+        self,
+        principles: Sequence[Principle],
+        conversation: Conversation,
+        response: str,
+        *,
+        min_option_mass: float = 0.0,
+        weight_version: str | None = None,
+    ) -> Assessed:
+        """How probable it is, by each principle, that there is something to criticise.
+
+        Raises:
+            WeightVersionMismatch: The weights are not ``weight_version``.
+            EngineError: As ``Engine.score``.
+        """
+        session = Session(self._engine, weight_version=weight_version)
+        found = await assess(
+            session, principles, conversation, response, min_option_mass=min_option_mass
+        )
+        known = [one.probability for one in found if one.probability is not None]
+        return Assessed(
+            probability=max(known, default=None),
+            no_verdict=None if known else NoVerdict.NO_PRINCIPLE,
+            principles=found,
+            weight_version=session.weight_version,
+            usage=session.usage,
+            timing=session.timing,
+        )
 
     async def _made(
         self, prompt: Conversation, sampling: Sampling, weight_version: str | None
@@ -206,6 +261,44 @@ def draw_rounds(principles: Sequence[Principle], rounds: int, seed: int) -> tupl
 
 
 async def _round(
+    session: Session, review: Review, number: int, sampling: Sampling, manner: Manner
+) -> Round:
+    assessment, needed = await _assessed(session, review, manner)
+    critique = revision = None
+    if needed:
+        critique, revision = await _made(
+            session, review, sampling, skip_critique=manner.skip_critique
+        )
+    return Round(
+        number=number,
+        principle=review.principle,
+        assessment=assessment,
+        critique=critique,
+        revision=revision,
+        needed=needed,
+        weight_version=session.weight_version,
+        usage=session.usage,
+        timing=session.timing,
+    )
+
+
+async def _assessed(
+    session: Session, review: Review, manner: Manner
+) -> tuple[Assessment | None, bool]:
+    """What the critic makes of the response by the round's principle; is the round needed?"""
+    if manner.not_needed_below is None:
+        return None, True
+    (found,) = await assess(
+        session,
+        [review.principle],
+        review.conversation,
+        review.response,
+        min_option_mass=manner.min_option_mass,
+    )
+    return found, found.probability is None or found.probability >= manner.not_needed_below
+
+
+async def _made(
     session: Session, review: Review, sampling: Sampling, *, skip_critique: bool
 ) -> tuple[Text | None, Text | None]:
     critique = None

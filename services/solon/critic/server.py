@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 
 from solon.constitution import Constitution, Principle
-from solon.critic.critic import Critic, Outcome, Review, Round, Text, draw_rounds
+from solon.critic.assessing import Assessment
+from solon.critic.critic import Critic, Manner, Outcome, Review, Round, Text, draw_rounds
 from solon.engine.base import Sampling
 from solon.serving import constitutions, convert, process, rules
-from solon.serving.constitutions import ByIds, BySample, Library, Purpose
+from solon.serving.constitutions import All, ByIds, BySample, Library, Purpose
 from solon.serving.server import Resources, Role
 from solon.v1 import common_pb2, control_pb2, critic_pb2, critic_pb2_grpc
 
@@ -26,6 +27,7 @@ _OUTCOMES = {
     Outcome.EMPTY: critic_pb2.OUTCOME_EMPTY,
     Outcome.TRUNCATED: critic_pb2.OUTCOME_TRUNCATED,
     Outcome.ABORTED: critic_pb2.OUTCOME_ABORTED,
+    Outcome.NOT_NEEDED: critic_pb2.OUTCOME_NOT_NEEDED,
 }
 
 
@@ -96,13 +98,37 @@ class CriticServicer(critic_pb2_grpc.CriticServiceServicer):
             ),
             principles,
             self._sampling(request.sampling),
-            skip_critique=request.skip_critique,
+            _manner(request),
             weight_version=convert.weight_version(request),
         )
         digest = constitution.digest
         async with aclosing(chain) as rounds:
             async for made in rounds:
                 yield _round(made, request_id=request.request_id, digest=digest)
+
+    async def Assess(  # noqa: N802
+        self, request: critic_pb2.AssessRequest, context: Context
+    ) -> critic_pb2.AssessResponse:
+        """See the contract."""
+        constitution = convert.constitution(request.constitution, self._library)
+        selection = convert.selection(request.principles, default=All())
+        assessed = await self._critic.assess(
+            constitutions.choose(selection, constitution, Purpose.ASSESSMENT),
+            convert.conversation(request.conversation),
+            request.response,
+            min_option_mass=request.min_option_mass,
+            weight_version=convert.weight_version(request),
+        )
+        return critic_pb2.AssessResponse(
+            request_id=request.request_id,
+            weight_version=assessed.weight_version,
+            constitution_digest=constitution.digest,
+            probability=assessed.probability,
+            no_verdict_reason=convert.no_verdict_reason(assessed.no_verdict),
+            principles=[_assessment(one) for one in assessed.principles],
+            usage=convert.usage(assessed.usage),
+            timing=convert.timing(assessed.timing),
+        )
 
     def _review(self, request: critic_pb2.CritiqueRequest | critic_pb2.ReviseRequest) -> Review:
         constitution = convert.constitution(request.constitution, self._library)
@@ -132,6 +158,24 @@ def _round_principles(
     )
 
 
+def _manner(request: critic_pb2.RefineRequest) -> Manner:
+    return Manner(
+        skip_critique=request.skip_critique,
+        not_needed_below=request.not_needed_below if request.HasField("not_needed_below") else None,
+        min_option_mass=request.min_option_mass,
+    )
+
+
+def _assessment(one: Assessment) -> critic_pb2.Assessment:
+    return critic_pb2.Assessment(
+        principle_id=one.principle.id,
+        probability=one.probability,
+        logprobs=one.logprobs,
+        option_mass=one.option_mass,
+        no_verdict_reason=convert.no_verdict_reason(one.no_verdict),
+    )
+
+
 def _round(made: Round, *, request_id: str, digest: str) -> critic_pb2.RefineResponse:
     response = critic_pb2.RefineResponse(
         request_id=request_id,
@@ -143,9 +187,13 @@ def _round(made: Round, *, request_id: str, digest: str) -> critic_pb2.RefineRes
         usage=convert.usage(made.usage),
         timing=convert.timing(made.timing),
     )
+    if made.assessment is not None:
+        response.assessment.CopyFrom(_assessment(made.assessment))
     if made.critique is not None:
         response.critique.CopyFrom(_completion(made.critique))
         response.critique_outcome = _OUTCOMES[made.critique.outcome]
+    if not made.needed:
+        return response
     if made.revision is None:
         response.revision.finish_reason = common_pb2.FINISH_REASON_ABORT
     else:

@@ -22,8 +22,9 @@ from solon.constitution.prompts import (
 )
 from solon.engine.base import FinishReason, Generation, Sampling
 from solon.judge import verdicts
-from solon.judge.questions import ChainOfThought, Manner, Prompts, Question
+from solon.judge.questions import ChainOfThought, Manner, Question
 from solon.judge.verdicts import UNREADABLE, OrderVerdict, PrincipleVerdict, Reading
+from solon.serving.readings import Prompts
 from solon.serving.session import Session
 
 _OPTIONS = (OPTION_A, OPTION_B)

@@ -16,15 +16,15 @@ from solon.constitution.prompts import score_prompt
 from solon.engine.base import Engine
 from solon.judge import verdicts
 from solon.judge.comparing import compare_pairs
-from solon.judge.questions import Manner, Prompts, Question
+from solon.judge.questions import Manner, Question
 from solon.judge.verdicts import (
     Comparison,
-    NoVerdict,
     PairVerdict,
     PrincipleVerdict,
     Ranking,
     Score,
 )
+from solon.serving.readings import NoVerdict, Prompts
 from solon.serving.session import Session
 
 

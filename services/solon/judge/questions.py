@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 from solon.chat import Conversation
 from solon.constitution import Constitution, Principle
@@ -21,32 +19,6 @@ class Question:
     """At least one; each with what the call needs."""
     conversation: Conversation
     """Ends with the user."""
-
-
-class Prompts(Sequence[Conversation]):
-    """Prompts that are made when they are looked at, and not kept.
-
-    Those of one request are up to tens of thousands, each with all of its conversation: together
-    they could be thousands of times as large as the request, and the first may be refused.
-    """
-
-    def __init__(self, makers: Sequence[Callable[[], Conversation]]) -> None:
-        """``makers``: one a prompt."""
-        self._makers = makers
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._makers)
-
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> Prompts: ...
-    def __getitem__(self, index: int | slice) -> Conversation | Prompts:
-        """One, made anew, or some."""
-        if isinstance(index, slice):
-            return Prompts(self._makers[index])
-        return self._makers[index]()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

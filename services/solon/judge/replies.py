@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from solon.judge.verdicts import (
     Comparison,
-    NoVerdict,
     OrderVerdict,
     PrincipleScore,
     PrincipleVerdict,
@@ -14,14 +13,6 @@ from solon.judge.verdicts import (
 )
 from solon.serving import convert
 from solon.v1 import judge_pb2
-
-_REASONS: dict[NoVerdict | None, judge_pb2.NoVerdictReason.ValueType] = {
-    None: judge_pb2.NO_VERDICT_REASON_UNSPECIFIED,
-    NoVerdict.LOW_OPTION_MASS: judge_pb2.NO_VERDICT_REASON_LOW_OPTION_MASS,
-    NoVerdict.NOT_FINITE: judge_pb2.NO_VERDICT_REASON_NOT_FINITE,
-    NoVerdict.UNREADABLE_ANSWER: judge_pb2.NO_VERDICT_REASON_UNREADABLE_ANSWER,
-    NoVerdict.NO_PRINCIPLE: judge_pb2.NO_VERDICT_REASON_NO_PRINCIPLE,
-}
 
 
 def comparison(
@@ -33,7 +24,7 @@ def comparison(
         weight_version=made.weight_version,
         constitution_digest=digest,
         probability_a=made.probability_a,
-        no_verdict_reason=_REASONS[made.no_verdict],
+        no_verdict_reason=convert.no_verdict_reason(made.no_verdict),
         principles=[_principle(v, return_chains=return_chains) for v in made.principles],
         usage=convert.usage(made.usage),
         timing=convert.timing(made.timing),
@@ -47,7 +38,7 @@ def score(made: Score, *, request_id: str, digest: str) -> judge_pb2.ScoreRespon
         weight_version=made.weight_version,
         constitution_digest=digest,
         score=made.score,
-        no_verdict_reason=_REASONS[made.no_verdict],
+        no_verdict_reason=convert.no_verdict_reason(made.no_verdict),
         principles=[_score(one) for one in made.principles],
         usage=convert.usage(made.usage),
         timing=convert.timing(made.timing),
@@ -69,7 +60,7 @@ def ranking(made: Ranking, *, request_id: str, digest: str) -> judge_pb2.RankRes
                 index_a=pair.index_a,
                 index_b=pair.index_b,
                 probability_a=pair.probability_a,
-                no_verdict_reason=_REASONS[pair.no_verdict],
+                no_verdict_reason=convert.no_verdict_reason(pair.no_verdict),
             )
             for pair in made.pairs
         ],
@@ -85,7 +76,7 @@ def _principle(verdict: PrincipleVerdict, *, return_chains: bool) -> judge_pb2.P
         orders=[_order(order, return_chains=return_chains) for order in verdict.orders],
         probability_a=verdict.probability_a,
         position_dependent=verdict.position_dependent,
-        no_verdict_reason=_REASONS[verdict.no_verdict],
+        no_verdict_reason=convert.no_verdict_reason(verdict.no_verdict),
     )
 
 
@@ -95,7 +86,7 @@ def _order(verdict: OrderVerdict, *, return_chains: bool) -> judge_pb2.OrderVerd
         logprob_a=verdict.logprob_a,
         logprob_b=verdict.logprob_b,
         probability_a=verdict.probability_a,
-        no_verdict_reason=_REASONS[verdict.no_verdict],
+        no_verdict_reason=convert.no_verdict_reason(verdict.no_verdict),
         chains=verdict.chains if return_chains else (),
         chain_verdicts=[_chain(reading) for reading in verdict.readings],
     )
@@ -106,7 +97,7 @@ def _chain(reading: Reading) -> judge_pb2.ChainVerdict:
         logprob_a=reading.logprob_a,
         logprob_b=reading.logprob_b,
         probability_a=reading.probability_a,
-        no_verdict_reason=_REASONS[reading.no_verdict],
+        no_verdict_reason=convert.no_verdict_reason(reading.no_verdict),
     )
 
 
@@ -117,5 +108,5 @@ def _score(one: PrincipleScore) -> judge_pb2.PrincipleScore:
         score=one.score,
         probabilities=one.probabilities,
         option_mass=one.option_mass,
-        no_verdict_reason=_REASONS[one.no_verdict],
+        no_verdict_reason=convert.no_verdict_reason(one.no_verdict),
     )

@@ -7,27 +7,15 @@ nothing of models or gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from solon.constitution import Principle
+from solon.engine import probability
 from solon.engine.base import Timing, Usage
-from solon.judge import probability
 from solon.judge.ranking import Win, strengths
-
-
-class NoVerdict(Enum):
-    """Why there is no verdict."""
-
-    LOW_OPTION_MASS = "low_option_mass"
-    """The options together are too unlikely: the model meant to say something else."""
-    NOT_FINITE = "not_finite"
-    """A log-probability was not a finite number."""
-    UNREADABLE_ANSWER = "unreadable_answer"
-    """A chain of thought was empty or cut short, so that no answer follows from it."""
-    NO_PRINCIPLE = "no_principle"
-    """No principle gave a verdict."""
+from solon.serving import readings
+from solon.serving.readings import NoVerdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +81,7 @@ class PrincipleScore:
     principle: Principle
     score: float | None
     """Expectation of the answers' values."""
-    probabilities: dict[str, float]
+    probabilities: Mapping[str, float]
     """Answer -> probability, summing to 1; empty where the log-probabilities are not finite."""
     option_mass: float
     """Probability of all answers together; NaN where the log-probabilities are not finite."""
@@ -158,7 +146,7 @@ UNREADABLE = Reading(
 def read(logprob_a: float, logprob_b: float, *, min_option_mass: float) -> Reading:
     """Normalise the two options, if they are finite and likely enough together."""
     options = (logprob_a, logprob_b)
-    no_verdict = _refusal(options, min_option_mass)
+    no_verdict = readings.refusal(options, min_option_mass)
     return Reading(
         logprob_a=logprob_a,
         logprob_b=logprob_b,
@@ -230,23 +218,13 @@ def principle_score(
     question = principle.absolute_question
     if question is None:
         raise ValueError(f"principle {principle.id!r} has no absolute_question")
-    no_verdict = _refusal(logprobs, min_option_mass)
-    if no_verdict is NoVerdict.NOT_FINITE:
-        return PrincipleScore(
-            principle=principle,
-            score=None,
-            probabilities={},
-            option_mass=float("nan"),
-            no_verdict=no_verdict,
-        )
-    probabilities = dict(zip(question.answers, probability.normalised(logprobs), strict=True))
-    expected = probability.weighted_mean((question.answers[a], p) for a, p in probabilities.items())
+    reading = readings.read(question, logprobs, min_option_mass=min_option_mass)
     return PrincipleScore(
         principle=principle,
-        score=expected if no_verdict is None else None,
-        probabilities=probabilities,
-        option_mass=probability.mass(logprobs),
-        no_verdict=no_verdict,
+        score=reading.value,
+        probabilities=reading.probabilities,
+        option_mass=reading.option_mass,
+        no_verdict=reading.no_verdict,
     )
 
 
@@ -278,11 +256,3 @@ def _place(response: RankedResponse) -> tuple[bool, float]:
 
 def _disagree(probabilities: Sequence[float]) -> bool:
     return min(probabilities) < 0.5 < max(probabilities)
-
-
-def _refusal(logprobs: Sequence[float], min_option_mass: float) -> NoVerdict | None:
-    if not probability.all_finite(logprobs):
-        return NoVerdict.NOT_FINITE
-    if probability.mass(logprobs) < min_option_mass:
-        return NoVerdict.LOW_OPTION_MASS
-    return None

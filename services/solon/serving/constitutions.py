@@ -25,6 +25,7 @@ class Purpose(Enum):
     REVISION = "a revision request"
     COMPARISON = "a comparison instruction"
     SCORING = "an absolute question"
+    ASSESSMENT = "a critique request or an absolute question"
 
     def usable(self, constitution: Constitution) -> tuple[Principle, ...]:
         """The principles that can serve this purpose."""
@@ -35,6 +36,8 @@ class Purpose(Enum):
                 return constitution.for_comparison
             case Purpose.SCORING:
                 return constitution.for_scoring
+            case Purpose.ASSESSMENT:
+                return constitution.for_assessment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,7 @@ from solon.serving.constitutions import (
     check_digest,
     new_seed,
 )
+from solon.serving.readings import NoVerdict
 from solon.v1 import common_pb2, critic_pb2, judge_pb2, policy_pb2
 
 Request = (
@@ -36,6 +37,7 @@ Request = (
     | critic_pb2.CritiqueRequest
     | critic_pb2.ReviseRequest
     | critic_pb2.RefineRequest
+    | critic_pb2.AssessRequest
     | judge_pb2.CompareRequest
     | judge_pb2.ScoreRequest
     | judge_pb2.RankRequest
@@ -51,6 +53,14 @@ _FINISH_REASONS = {
     base.FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
     base.FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
     base.FinishReason.ABORT: common_pb2.FINISH_REASON_ABORT,
+}
+
+_NO_VERDICT_REASONS: dict[NoVerdict | None, judge_pb2.NoVerdictReason.ValueType] = {
+    None: judge_pb2.NO_VERDICT_REASON_UNSPECIFIED,
+    NoVerdict.LOW_OPTION_MASS: judge_pb2.NO_VERDICT_REASON_LOW_OPTION_MASS,
+    NoVerdict.NOT_FINITE: judge_pb2.NO_VERDICT_REASON_NOT_FINITE,
+    NoVerdict.UNREADABLE_ANSWER: judge_pb2.NO_VERDICT_REASON_UNREADABLE_ANSWER,
+    NoVerdict.NO_PRINCIPLE: judge_pb2.NO_VERDICT_REASON_NO_PRINCIPLE,
 }
 
 
@@ -135,6 +145,11 @@ def tokens(made: Iterable[base.Token]) -> list[common_pb2.Token]:
 def finish_reason(reason: base.FinishReason) -> common_pb2.FinishReason.ValueType:
     """Why a generation ended."""
     return _FINISH_REASONS[reason]
+
+
+def no_verdict_reason(reason: NoVerdict | None) -> judge_pb2.NoVerdictReason.ValueType:
+    """Why there is no verdict; UNSPECIFIED if there is one."""
+    return _NO_VERDICT_REASONS[reason]
 
 
 def usage(spent: base.Usage) -> common_pb2.Usage:

@@ -137,7 +137,10 @@ _REQUESTS: dict[str, dict[str, tuple[FieldRule, ...]]] = {
     "StreamGenerateRequest": _ASKS,
     "CritiqueRequest": _ASKS_BY_PRINCIPLE | {"response": (_TEXT,)},
     "ReviseRequest": _ASKS_BY_PRINCIPLE | {"response": (_TEXT,), "critique": (_TEXT,)},
-    "RefineRequest": _ASKS_BY_PRINCIPLE | {"response": (_TEXT,), "rounds": (Within(1, 16),)},
+    "RefineRequest": _ASKS_BY_PRINCIPLE
+    | {"response": (_TEXT,), "rounds": (Within(1, 16),)}
+    | {"not_needed_below": (Within(0, 1),), "min_option_mass": (Within(0, 1),)},
+    "AssessRequest": _JUDGES | {"response": (_TEXT,)},
     "CompareRequest": _JUDGES | {"response_a": (_TEXT,), "response_b": (_TEXT,)},
     "ScoreRequest": _JUDGES | {"response": (_TEXT,)},
     "RankRequest": _JUDGES | {"responses": (Count(2, 16), Each(_TEXT))},

@@ -233,6 +233,8 @@ async def _critique(options: argparse.Namespace) -> int:
 
 def _print_round(made: RefinedRound) -> None:
     print(f"Round {made.round}, by {made.principle_id}")
+    if made.revision is None:
+        print(f"  {made.revision_outcome}: nothing to criticise")
     for name, text, outcome in (
         ("critique", made.critique, made.critique_outcome),
         ("revision", made.revision, made.revision_outcome),

@@ -175,6 +175,11 @@ def _show_revisions(made: Record, explanation: Explanation, console: rich.consol
     for one in made["rounds"]:
         texts = explanation["principles"].get(one["principle_id"], {})
         console.rule(f"round {one['round']}: {one['principle_id']}", align="left", style="dim")
+        if (assessed := one["assessment"]) is not None:
+            _say(console, "something to criticise", _assessment(assessed))
+        if one["revision"] is None:
+            _say(console, "revision", "not needed: the response stands")
+            continue
         _say(console, "asked", texts.get("critique_request") or "")
         if one["critique"] is not None:
             _say(console, "critique", f"{one['critique']['text']}  [{one['critique_outcome']}]")
@@ -259,6 +264,14 @@ def _verdicts(pair: Mapping[str, Any], title: str) -> Table:
             else (verdict["no_verdict_reason"] or "").replace("_", " "),
         )
     return table
+
+
+def _assessment(found: Mapping[str, Any]) -> str:
+    """The probability, and the log-probabilities that it was read from."""
+    logprobs = ", ".join(f"{one['answer']} {one['logprob']:.3f}" for one in found["logprobs"])
+    if found["probability"] is None:
+        return f"no verdict ({found['no_verdict_reason'].replace('_', ' ')}; {logprobs})"
+    return f"P = {found['probability']:.4f}  [{logprobs}]"
 
 
 def _probability(of: Mapping[str, Any] | None) -> str:

@@ -273,6 +273,8 @@ async def _connect(
             "starts its own"
         ) from error
     _require(role, info, address)
+    if role == "critic" and config.revisions.not_needed_below is not None:
+        _require_logprobs(role, info, address, "revisions.not_needed_below: it")
     known = {known.name: known.digest for known in info.constitutions}
     has_it = known.get(constitution.name) == constitution.digest
     source = inline.by_name(constitution) if has_it else inline.inline(constitution)
@@ -298,8 +300,13 @@ def _require(role: Role, info: ServerInfo, address: str) -> None:
             f"services.{role}.address: expected a {role} service, but {address!r} is a "
             f"{info.service_role} service"
         )
-    if role == "judge" and not info.supports_logprobs:
+    if role == "judge":
+        _require_logprobs(role, info, address, "the judge")
+
+
+def _require_logprobs(role: Role, info: ServerInfo, address: str, who: str) -> None:
+    if not info.supports_logprobs:
         raise ServiceError(
-            f"services.judge: the engine {info.engine!r} of {address!r} gives no "
-            "log-probabilities, from which the judge reads its verdicts; use another engine"
+            f"services.{role}: the engine {info.engine!r} of {address!r} gives no "
+            f"log-probabilities, from which {who} reads its verdicts; use another engine"
         )

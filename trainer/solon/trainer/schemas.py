@@ -48,10 +48,22 @@ ANSWERED = [
 ]
 """Who answered, how, at what cost."""
 
+ASSESSMENT = pa.struct(
+    [
+        ("principle_id", _TEXT),
+        ("probability", _REAL),
+        ("logprobs", pa.list_(pa.struct([("answer", _TEXT), ("logprob", _REAL)]))),
+        ("option_mass", _REAL),
+        ("no_verdict_reason", _TEXT),
+    ]
+)
+"""Whether the critic finds something to criticise in a response by one principle."""
+
 ROUND = pa.struct(
     [
         ("round", pa.int32()),
         ("principle_id", _TEXT),
+        ("assessment", ASSESSMENT),
         ("critique", COMPLETION),
         ("critique_outcome", _TEXT),
         ("revision", COMPLETION),
@@ -193,7 +205,7 @@ SFT_EXPORT = pa.schema(
         ("completion", MESSAGES),
     ]
 )
-"""TRL's conversational prompt-completion format. ``round`` 0: a helpful response."""
+"""TRL's conversational prompt-completion format. ``round`` 0: a response of the policy."""
 
 PREFERENCES_EXPORT = pa.schema(
     [

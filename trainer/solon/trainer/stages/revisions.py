@@ -28,6 +28,7 @@ from solon.trainer.store import Record, RunDirectory
 
 Kind = Literal["red_team", "helpfulness"]
 FOLDER = "revisions"
+_GOOD = (Outcome.MADE, Outcome.NOT_NEEDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ async def _refined(
         rounds=config.rounds,
         principle_seed=derive_seed(seed, "principles"),
         skip_critique=config.skip_critique,
+        not_needed_below=config.not_needed_below,
+        min_option_mass=config.min_option_mass,
         sampling=rows.sampling(config.critic, derive_seed(seed, "critic")),
     )
     async with aclosing(rounds):
@@ -167,7 +170,7 @@ async def _refined(
 def _worst(responses: list[Outcome], rounds: list[RefinedRound]) -> str:
     """``made`` if all is well, else the first thing that is not."""
     everything = [*responses, *(made.revision_outcome for made in rounds)]
-    return next((o.value for o in everything if o is not Outcome.MADE), Outcome.MADE.value)
+    return next((o.value for o in everything if o not in _GOOD), Outcome.MADE.value)
 
 
 def examples_of(record: Record, config: RevisionsConfig) -> Iterator[dict[str, Any]]:
@@ -192,7 +195,12 @@ def _whole(record: Record) -> Iterator[tuple[int, str]]:
             if response["text"].strip() and response["finish_reason"] == "stop":
                 yield number, response["text"]
         return
-    for made in record["rounds"]:
+    rounds, (response, *_) = record["rounds"], record["responses"]
+    stands = rounds and all(made["revision_outcome"] == "not_needed" for made in rounds)
+    if stands and response["finish_reason"] == "stop":
+        # the critic found nothing to criticise: what the policy said is what it is to say
+        yield 0, response["text"]
+    for made in rounds:
         if made["revision_outcome"] == "made":
             yield made["round"], made["revision"]["text"]
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from solon.client import (
+    Assessment,
     ChainVerdict,
     Comparison,
     Completion,
@@ -61,13 +62,28 @@ def refined(made: RefinedRound) -> Row:
     return {
         "round": made.round,
         "principle_id": made.principle_id,
+        "assessment": None if made.assessment is None else assessment(made.assessment),
         "critique": None if made.critique is None else completion(made.critique),
         "critique_outcome": made.critique_outcome and made.critique_outcome.value,
-        "revision": completion(made.revision),
+        "revision": None if made.revision is None else completion(made.revision),
         "revision_outcome": made.revision_outcome.value,
         "weight_version": made.weight_version,
         "usage": asdict(made.usage),
         "timing": asdict(made.timing),
+    }
+
+
+def assessment(made: Assessment) -> Row:
+    """As ``schemas.ASSESSMENT``."""
+    return {
+        "principle_id": made.principle_id,
+        "probability": made.probability,
+        "logprobs": [
+            {"answer": answer, "logprob": logprob}
+            for answer, logprob in sorted(made.logprobs.items())
+        ],
+        "option_mass": made.option_mass,
+        "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
     }
 
 

@@ -32,10 +32,17 @@ class SamplingSettings(Settings):
 class RevisionsConfig(Settings):
     """Sampling, critique and revision (Bai et al. 2022, section 3.1)."""
 
-    rounds: int = Field(default=4, ge=1, le=16)
-    """Rounds of critique and revision for every red-team prompt, 1 to 16. The paper's is 4."""
+    rounds: int = Field(default=4, ge=1, le=8)
+    """Rounds of critique and revision for every red-team prompt, 1 to 8. The paper's is 4."""
     skip_critique: bool = False
     """Revise without critiques (section 3.5 of the paper)."""
+    not_needed_below: Share | None = None
+    """Stop early: a round is not made when the critic gives the response less than this
+    probability of breaking the round's principle, 0 to 1, by log-probability. None: every round is
+    made. A response that no round changes is trained on as it is."""
+    min_option_mass: Share = 0.0
+    """Least probability that the critic's answers to that question must hold together for a
+    verdict, 0 to 1; 0 is off. Without a verdict the round is made."""
     response: SamplingSettings = SamplingSettings()
     """How the policy's first response is drawn."""
     critic: SamplingSettings = SamplingSettings()

@@ -1,4 +1,4 @@
-"""The judge's arithmetic, against numbers worked out by hand."""
+"""The arithmetic of log-probabilities, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solon.judge import probability
+from solon.engine import probability
 
 
 def test_two_options_are_normalised_to_each_other() -> None:
