@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -42,6 +43,13 @@ def tokenizer() -> PreTrainedTokenizerBase:
     )
     made.chat_template = TEMPLATE
     return made
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """accelerate has one state a process, its number format included; a stage has a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def tiny_lm(seed: int = 0) -> PreTrainedModel:

@@ -11,11 +11,20 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from solon.trainer.errors import ConfigError
+from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.stages.adapters import attach, finished
+from solon.trainer.stages.modeling import save_model
 from solon.trainer.stages.reward import train_reward
+from solon.trainer.stages.rl import train_rl
+from solon.trainer.stages.scoring import RewardStatistics
 from solon.trainer.stages.sft import train_sft
 from solon.trainer.training import LoraSettings, RewardConfig, SftConfig, WeightSettings
 
@@ -104,6 +113,63 @@ def test_an_interrupted_stage_with_adapters_publishes_the_same_plain_model(
     adapted = PeftModel.from_pretrained(start, str(found / "adapter"))
     atol = 1e-4 if precision == "float32" else 0.1
     torch.testing.assert_close(adapted(IDS).logits, published(IDS).logits, rtol=0, atol=atol)
+
+
+@pytest.fixture
+def reward_model(base_model: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    statistics = RewardStatistics(mean=0.0, std=1.0, responses=2)
+    path = tmp_path / "reward"
+    save_model(path, model, tokenizer, {RewardStatistics.FILE: statistics.to_json()})
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "float32", "value_network": "full"},
+        {"precision": "bfloat16", "value_network": "head", "gradient_checkpointing": True},
+    ],
+)
+def test_interrupted_rl_with_adapters_publishes_the_same_model_from_a_reference_of_its_own_weights(
+    base_model: Path,
+    reward_model: Path,
+    run_dir: Path,
+    recorder: Callable[..., Any],
+    changes: dict[str, Any],
+) -> None:
+    config = PPOConfig(
+        episodes=48, batch_size=16, minibatches=2, max_response_tokens=8, checkpoint_every=1,
+        learning_rate=1e-2, value_learning_rate=1e-2, lora=LORA, **changes,
+    )  # fmt: skip
+
+    def run(name: str, **how: Any) -> Any:
+        report = recorder(**how)
+        train_rl(
+            config, base_model=str(base_model), reward_model=str(reward_model),
+            data=run_dir / "export/rl_prompts/train.parquet", output=run_dir / name,
+            checkpoints=run_dir / "checkpoints" / name, seed=3, report=report,
+        )  # fmt: skip
+        return report
+
+    report = run("whole")
+    kl = [metrics["objective/kl"] for _, _, metrics in report.steps]
+    assert abs(kl[0]) < (1e-5 if config.precision == "float32" else 0.1) < abs(kl[-1])
+    with pytest.raises(Exception, match="killed at step 2"):
+        run("killed", stop_at=2)
+    (checkpoint,) = (run_dir / "checkpoints/killed").iterdir()
+    kept = [name for file in checkpoint.glob("*.safetensors") for name in load_file(file)]
+    assert kept
+    assert all("lora_" in name or name.startswith("head.") for name in kept)
+    assert run("killed").starts == [1]
+    expected, found = run_dir / "whole", run_dir / "killed"
+    assert all(torch.equal(weights(found)[name], t) for name, t in weights(expected).items())
+    published = AutoModelForCausalLM.from_pretrained(found)
+    assert published.dtype == getattr(torch, config.precision)
+    start = AutoModelForCausalLM.from_pretrained(base_model, dtype=published.dtype)
+    adapted = PeftModel.from_pretrained(start, str(found / "adapter"))
+    torch.testing.assert_close(adapted(IDS).logits, published(IDS).logits, rtol=0, atol=0.1)
 
 
 def test_full_fine_tuning_in_bfloat16_keeps_float32_weights_while_it_learns(

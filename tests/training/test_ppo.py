@@ -220,6 +220,24 @@ def test_the_kl_penalty_keeps_the_policy_close(make_lm: MakeLm) -> None:
     assert last_kl(1.0) < 0.5 * last_kl(0.0)
 
 
+def test_gradient_checkpointing_computes_layers_twice_in_updates_and_changes_nothing(
+    make_lm: MakeLm,
+) -> None:
+    def step(*, twice: bool) -> tuple[dict[str, float], int]:
+        ppo = make_ppo(make_lm)
+        passes: list[int] = []
+        mlp = ppo.policy.lm.model.layers[0].mlp
+        mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+        if twice:
+            ppo.policy.lm.gradient_checkpointing_enable()
+        return ppo.step(lambda: 0.0), len(passes)
+
+    (plain, fewer), (recomputed, more) = step(twice=False), step(twice=True)
+    assert recomputed == plain
+    # two passes of two minibatches, each forward pass made once more
+    assert more == fewer + 4
+
+
 def test_a_frozen_trunk_stays_as_it_was(make_lm: MakeLm) -> None:
     ppo = make_ppo(make_lm, value_network="head")
     assert ppo.value is not None

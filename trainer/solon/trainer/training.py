@@ -28,8 +28,8 @@ class LoraSettings(Settings):
     alpha: float = Field(default=32.0, gt=0)
     """Adapters count ``alpha / rank`` times, > 0."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of an adapter's inputs that is left out of a step, in [0, 1). Not in ``rl``, whose
-    ratio of an unchanged policy has to be 1."""
+    """Share of an adapter's inputs that is left out of a step, in [0, 1). Not in the stage rl,
+    whose ratio of an unchanged policy has to be 1."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Layers that get an adapter: ``all-linear`` (but for the output head), or the last parts of
     their names, such as ``[q_proj, v_proj]``."""

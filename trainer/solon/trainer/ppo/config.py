@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from solon.trainer.settings import Settings
+from solon.trainer.training import WeightSettings
 
 
-class PPOConfig(Settings):
+class PPOConfig(WeightSettings):
     """Policy optimisation against a reward, with a KL penalty from the SL model."""
 
     algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"

@@ -22,11 +22,13 @@ from solon.constitution import derive_seed
 from solon.trainer.ppo import math
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.experience import Experience, from_groups, from_values
+from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
 from solon.trainer.ppo.order import prompt_rows
 from solon.trainer.ppo.rollout import (
     Policy,
     Samples,
     ValueNetwork,
+    WithoutAdapter,
     response_logprobs,
     response_values,
     sample,
@@ -56,7 +58,7 @@ class PPO:
         config: PPOConfig,
         *,
         policy: Policy,
-        reference: Policy,
+        reference: Policy | WithoutAdapter,
         value: ValueNetwork | None,
         reward: RewardFunction,
         prompts: Sequence[Sequence[int]],
@@ -96,6 +98,7 @@ class PPO:
         self._learner = _learner(config, policy.eval(), value, self.accelerator)
         self._progress = _Progress(kl_coefficient=config.kl_coefficient)
         self.accelerator.register_for_checkpointing(self._progress)
+        checkpoint_what_learns(self.accelerator)
 
     @property
     def batches_done(self) -> int:
@@ -121,13 +124,16 @@ class PPO:
         torch.manual_seed(self._derived_seed("batch"))
         started = clock()
         rows = self._prompt_rows()
-        samples = self._sample(rows)
+        with self.accelerator.autocast():
+            samples = self._sample(rows)
         sampled = clock()
-        experience, metrics = self._score(rows, samples)
+        with self.accelerator.autocast():
+            experience, metrics = self._score(rows, samples)
         scored = clock()
         metrics |= {"lr": self._set_learning_rates(), "eps": 0.0}
         generator = torch.Generator().manual_seed(self._derived_seed("shuffle"))
-        metrics |= update(self._learner, experience, self.config, generator)
+        with recomputing(self.policy, self.value):
+            metrics |= update(self._learner, experience, self.config, generator)
         self._advance(metrics["objective/kl"])
         timing = {
             "timing/rollout": sampled - started,
@@ -146,7 +152,7 @@ class PPO:
 
     def load(self, directory: Path) -> None:
         """Go on from what ``save`` wrote."""
-        self.accelerator.load_state(str(directory))
+        self.accelerator.load_state(str(directory), strict=False)
 
     def _derived_seed(self, purpose: str) -> int:
         # torch's generators take 63 bits at most

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
+
+from solon.trainer.ppo.memory import without_adapters
 
 _COMPACT_BELOW = 0.85
 """Finished rows leave the sampling batch once the share of running ones is below this."""
@@ -139,6 +142,22 @@ class Policy(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
 
+class WithoutAdapter(nn.Module):
+    """A policy with its adapter switched off: what it started from, in no memory of its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        # in a tuple: its weights are the policy's, and are not to be frozen with this
+        self._policy = (policy,)
+
+    def forward(self, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        """As ``Policy``."""
+        (policy,) = self._policy
+        with without_adapters(policy):
+            found: tuple[Tensor, Tensor] = policy(batch, temperature)
+        return found
+
+
 def _logprobs(
     hidden_NH: Tensor, target_N: Tensor, head: nn.Module, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -176,8 +195,10 @@ class ValueNetwork(nn.Module):
                 f"{type(reward_model).__name__!r} with {score!r}"
             )
         self.trains_trunk = train_trunk
-        self.trunk = reward_model.base_model.requires_grad_(train_trunk)
-        self.head = _ValueHead(score.in_features, hidden_layer=not train_trunk).to(score.weight)
+        self.trunk = cast("PreTrainedModel", reward_model.base_model)
+        self.trunk.requires_grad_(train_trunk)
+        head = _ValueHead(score.in_features, hidden_layer=not train_trunk)
+        self.head = head.to(score.weight.device)
         with torch.no_grad():
             self.head.line.weight.copy_(score.weight / std)
             self.head.line.bias.fill_(-mean / std)
@@ -195,7 +216,10 @@ class ValueNetwork(nn.Module):
 
 
 class _ValueHead(nn.Module):
-    """A linear map, and beside it, if wanted, a hidden layer that starts by adding 0."""
+    """A linear map, and beside it, if wanted, a hidden layer that starts by adding 0.
+
+    In float32 whatever the trunk computes in.
+    """
 
     def __init__(self, width: int, *, hidden_layer: bool) -> None:
         super().__init__()
@@ -208,15 +232,16 @@ class _ValueHead(nn.Module):
             self.hidden = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
 
     def forward(self, features_NH: Tensor) -> Tensor:
-        values_N1: Tensor = self.line(features_NH)
-        if self.hidden is not None:
-            values_N1 = values_N1 + self.hidden(features_NH)
+        with torch.autocast(features_NH.device.type, enabled=False):
+            values_N1: Tensor = self.line(features_NH)
+            if self.hidden is not None:
+                values_N1 = values_N1 + self.hidden(features_NH)
         return values_N1.squeeze(-1)
 
 
 @torch.no_grad()
 def response_logprobs(
-    policy: Policy, samples: Samples, *, temperature: float, micro_batch_size: int
+    policy: Policy | WithoutAdapter, samples: Samples, *, temperature: float, micro_batch_size: int
 ) -> Tensor:
     """[B, R]: what ``policy`` gives to the tokens of ``samples``; 0 on padding."""
     out_BR = torch.zeros_like(samples.logprobs_BR)

@@ -50,9 +50,7 @@ def loaded_dtype(settings: WeightSettings) -> torch.dtype:
     return torch.float32 if settings.lora is None else frozen_dtype(settings)
 
 
-def attach(
-    model: PreTrainedModel, lora: LoraSettings, *, task: Task | None, key: str, dropout: bool = True
-) -> PeftModel:
+def attach(model: PreTrainedModel, lora: LoraSettings, *, task: Task | None, key: str) -> PeftModel:
     """Freeze ``model`` and put adapters into it that start by adding nothing.
 
     They are drawn from torch's global generator, and are float32 whatever the model is. ``model``
@@ -63,7 +61,6 @@ def attach(
         lora: All that can be set.
         task: ``SEQ_CLS``: its head learns too. None: it is neither, but the trunk of one.
         key: The settings' key, for messages.
-        dropout: False: without, whatever ``lora`` says.
 
     Raises:
         ConfigError: ``target_modules`` names no layer, or the output head.
@@ -74,7 +71,7 @@ def attach(
         task_type=task,
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides it
-        lora_dropout=lora.dropout if dropout else 0.0,
+        lora_dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=lora.rank_stabilised,
         use_dora=lora.dora,

@@ -20,7 +20,14 @@ from solon.constitution import derive_seed
 from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.loop import PPO, RewardFunction
-from solon.trainer.ppo.rollout import Policy, ValueNetwork
+from solon.trainer.ppo.rollout import Policy, ValueNetwork, WithoutAdapter
+from solon.trainer.stages.adapters import (
+    attach,
+    finished,
+    frozen_dtype,
+    loaded_dtype,
+    prepared,
+)
 from solon.trainer.stages.modeling import (
     ChatEncoder,
     Messages,
@@ -69,7 +76,10 @@ def train_rl(
     """
     tokenizer = load_tokenizer(base_model)
     messages = cast("list[Messages]", read_columns(data, ["prompt"])["prompt"])
-    ppo = _build(config, base_model, reward_model, tokenizer, messages, seed)
+    lm = load_causal_lm(base_model, dtype=loaded_dtype(config))
+    torch.manual_seed(derive_seed(seed, "rl-networks") >> 1)
+    learner = prepared(lm, config, task="CAUSAL_LM", key="rl")
+    ppo = _build(config, lm, base_model, reward_model, tokenizer, messages, seed)
     _resume(ppo, checkpoints)
     report.start(ppo.batches_done)
     metrics: dict[str, float] = {}
@@ -81,32 +91,35 @@ def train_rl(
         if ppo.batches_done % config.checkpoint_every == 0:
             _checkpoint(ppo, checkpoints)
     if main:
-        save_model(output, ppo.policy.lm, tokenizer)
+        published, adapter = finished(learner, config)
+        save_model(output, published, tokenizer, adapter=adapter)
     return metrics
 
 
 def _build(
     config: PPOConfig,
+    lm: PreTrainedModel,
     base_model: str,
     reward_model: str,
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Messages],
     seed: int,
 ) -> PPO:
-    lm = load_causal_lm(base_model)
     stops = stop_ids(lm, tokenizer)
     prompts = ChatEncoder(tokenizer, stops).prompts(messages)
     _check_context(lm, prompts, config)
-    torch.manual_seed(derive_seed(seed, "rl-networks") >> 1)
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no")
+    if config.gradient_checkpointing:
+        lm.gradient_checkpointing_enable()
     try:
         reward, value = _reward_and_value(
             config, base_model, reward_model, tokenizer, messages, accelerator.device
         )
+        policy = Policy(lm)
         return PPO(
             config,
-            policy=Policy(lm),
-            reference=Policy(copy.deepcopy(lm)),
+            policy=policy,
+            reference=WithoutAdapter(policy) if config.lora else Policy(_frozen_copy(lm, config)),
             value=value,
             reward=reward,
             prompts=prompts,
@@ -118,6 +131,12 @@ def _build(
     except ValueError as error:
         # an architecture or a batch size that does not fit: the sentence says which and why
         raise ConfigError(f"rl: {error}") from error
+
+
+def _frozen_copy(model: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
+    copied = copy.deepcopy(model)
+    copied.to(dtype=frozen_dtype(config))  # type: ignore[call-arg]  # transformers' wrapper
+    return copied
 
 
 def _check_context(
@@ -144,7 +163,9 @@ def _reward_and_value(
     """The reward function; and the value network, if the algorithm has one."""
     statistics = RewardStatistics.load(Path(reward_model)) if config.normalise_reward else None
     reward_tokenizer = load_tokenizer(reward_model)
-    model = load_reward_model(reward_model, pad_id=reward_tokenizer.pad_token_id)
+    model = load_reward_model(
+        reward_model, pad_id=reward_tokenizer.pad_token_id, dtype=frozen_dtype(config)
+    )
     model.to(device)  # type: ignore[arg-type]
     shared = reward_tokenizer.get_vocab() == tokenizer.get_vocab()
     value = None
@@ -171,13 +192,28 @@ def _value_network(
     reward_model: PreTrainedModel | None,
     statistics: RewardStatistics | None,
 ) -> ValueNetwork:
-    """It needs the policy's tokens: it starts as a reward model that has them, else as the SL."""
-    train_trunk = config.value_network == "full"
+    """It needs the policy's tokens: it starts as a reward model that has them, else as the SL.
+
+    The reward model itself is used where its trunk stays as it is, and a copy where it learns.
+    """
+    full = config.value_network == "full"
+    mean, std = 0.0, 1.0
     if reward_model is None:
-        start = load_reward_model(base_model, pad_id=tokenizer.pad_token_id)
-        return ValueNetwork(start, mean=0.0, std=1.0, train_trunk=train_trunk)
-    mean, std = (statistics.mean, statistics.std) if statistics else (0.0, 1.0)
-    return ValueNetwork(copy.deepcopy(reward_model), mean=mean, std=std, train_trunk=train_trunk)
+        start = load_reward_model(
+            base_model, pad_id=tokenizer.pad_token_id, dtype=frozen_dtype(config)
+        )
+    else:
+        start = copy.deepcopy(reward_model) if full else reward_model
+        if statistics is not None:
+            mean, std = statistics.mean, statistics.std
+    if full and config.lora is None:
+        start = start.float()
+    value = ValueNetwork(start, mean=mean, std=std, train_trunk=full)
+    if full and config.lora is not None:
+        attach(value.trunk, config.lora, task=None, key="rl.lora")
+    if full and config.gradient_checkpointing:
+        value.trunk.gradient_checkpointing_enable()
+    return value
 
 
 def _resume(ppo: PPO, checkpoints: Path) -> None:
