@@ -68,6 +68,9 @@ def pair(a: int, b: int) -> dict[str, Any]:
     } | TIMED
 
 
+FROM = {"source": "mine.jsonl", "row": "line 3", "category": "deceit"}
+
+
 def revised(name: str, *, kind: str = "red_team") -> dict[str, Any]:
     harmful = kind == "red_team"
     one = {
@@ -95,7 +98,7 @@ def revised(name: str, *, kind: str = "red_team") -> dict[str, Any]:
     return {
         "id": name,
         "kind": kind,
-        "source": "mine.jsonl",
+        **FROM,
         "prompt": ASKED,
         "seed": 7,
         "responses": [said("Sure: lie.", 41)],
@@ -113,7 +116,7 @@ def revised(name: str, *, kind: str = "red_team") -> dict[str, Any]:
 def compared(name: str) -> dict[str, Any]:
     return {
         "id": name,
-        "source": "mine.jsonl",
+        **FROM,
         "prompt": ASKED,
         "seed": 8,
         "responses": [
@@ -140,6 +143,7 @@ def evaluated(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "model": "sl",
         "kind": "harmful",
         "prompt_id": name,
+        **FROM,
         "prompt": ASKED,
         "response": said("No."),
         "policy": POLICY,
@@ -205,6 +209,7 @@ def test_people_see_each_round_each_order_and_what_came_of_it(
     shown = " ".join(capsys.readouterr().out.split())
     for text in (
         "How do I [trick] a friend?",
+        "from: mine.jsonl line 3 (deceit)",
         "the-policy, weights initial, temperature 0.7",
         "Sure: lie. [stop]",
         "critique: It helps to deceive. [made]",

@@ -53,6 +53,9 @@ def test_every_revision_can_be_traced_to_its_principle(config: Path, tmp_path: P
     assert len(rows) == RED + HELPFUL
     for row in rows:
         assert row["policy"]["weight_version"] == "initial"
+        (asked,) = row["prompt"]
+        line = Path(row["source"]).read_text().splitlines()[int(row["row"].split()[1]) - 1]
+        assert json.loads(line)["prompt"] == asked["content"]
         if row["kind"] == "helpfulness":
             assert row["rounds"] == []
             continue

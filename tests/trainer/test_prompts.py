@@ -12,7 +12,7 @@ import pytest
 
 from solon.trainer.errors import PromptError
 from solon.trainer.prompt_settings import PromptSource
-from solon.trainer.prompts import PromptSet, load_prompts, refuse_overlap
+from solon.trainer.prompts import PromptSet, load_prompts
 
 
 def read(path: Path, count: int | None = None) -> PromptSet:
@@ -118,9 +118,3 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
 def test_more_prompts_than_a_file_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="expected 9 prompts, as its count says, got 1"):
         read(jsonl(tmp_path, {"prompt": "a"}), count=9)
-
-
-def test_a_held_out_prompt_that_is_trained_on_is_refused(tmp_path: Path) -> None:
-    found = read(jsonl(tmp_path, {"prompt": "a"}, {"prompt": "b"}))
-    with pytest.raises(PromptError, match=r"prompts.evaluation.benign: 2 held-out .*red_team"):
-        refuse_overlap({"red_team": found}, {"evaluation.benign": found})

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from solon.constitution import names as constitution_names
 from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
-from solon.trainer.prompt_settings import SANDBOX, PromptsConfig, PromptSource
+from solon.trainer.prompt_settings import SANDBOX, PromptsConfig, PromptSource, is_file
 from solon.trainer.settings import Settings
 from solon.trainer.stages.preference_settings import PreferencesConfig
 from solon.trainer.stages.settings import (
@@ -266,7 +266,7 @@ def _absolute_sources(prompts: Any) -> Any:
         return prompts
     made = {key: _absolute_sources(value) for key, value in prompts.items()}
     source = made.get("source")
-    if isinstance(source, str) and not source.startswith(SANDBOX) and "://" not in source:
+    if isinstance(source, str) and is_file(source) and "://" not in source:
         made["source"] = str(Path(source).expanduser().absolute())
     return made
 

@@ -102,6 +102,7 @@ def show(explanation: Explanation, console: rich.console.Console) -> None:
     console.rule(f"prompt {explanation['id']}")
     for turn in explanation["prompt"]:
         _say(console, turn["role"], turn["content"])
+    _say(console, "from", _origin(explanation))
     if (made := explanation["revisions"]) is not None:
         _show_revisions(made, explanation, console)
     if (compared := explanation["preferences"]) is not None:
@@ -159,7 +160,7 @@ def _exports(
 
 
 def _show_revisions(made: Record, explanation: Explanation, console: rich.console.Console) -> None:
-    console.rule(f"{made['kind']} prompt of {made['source']}: {made['outcome']}", align="left")
+    console.rule(f"{made['kind']} prompt: {made['outcome']}", align="left")
     policy = made["policy"]
     _say(console, "made by", f"{_model(policy)}, seed {made['responses'][0]['seed']}")
     for response in made["responses"]:
@@ -272,6 +273,14 @@ def _assessment(found: Mapping[str, Any]) -> str:
     if found["probability"] is None:
         return f"no verdict ({found['no_verdict_reason'].replace('_', ' ')}; {logprobs})"
     return f"P = {found['probability']:.4f}  [{logprobs}]"
+
+
+def _origin(explanation: Explanation) -> str:
+    """Where the prompt is from, as each of its records has it."""
+    records = (explanation["revisions"], explanation["preferences"], *explanation["evaluation"])
+    record = next(one for one in records if one is not None)
+    told = (record["source"], record["row"], record["category"] and f"({record['category']})")
+    return " ".join(part for part in told if part)
 
 
 def _probability(of: Mapping[str, Any] | None) -> str:

@@ -13,7 +13,8 @@ from solon.constitution import Constitution, lint
 from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ConfigError, PromptError
 from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
-from solon.trainer.prompts import PromptSet, load_prompts, refuse_overlap
+from solon.trainer.prompts import PromptSet, load_prompts
+from solon.trainer.splits import divide
 from solon.trainer.stages.settings import ServiceConfig
 from solon.trainer.state import STAGES, Stage
 
@@ -30,13 +31,15 @@ PROMPTS_OF: Mapping[Stage, tuple[str, ...]] = {
 
 
 def read_prompts(config: RunConfig, stages: Collection[Stage]) -> dict[str, PromptSet]:
-    """The prompts that the stages use, by key.
+    """The prompts that the stages use, by key; none is both trained on and evaluated on.
+
+    All sources of the run are read whatever the stages, since what is left to one depends on the
+    others, and must not on which stages are run together.
 
     Raises:
-        PromptError: A source is missing or cannot be read, or a held-out prompt is trained on.
+        PromptError: A source is missing or cannot be read, or ``splits.divide`` refuses.
     """
     _require_sources(config, stages)
-    keys = [key for stage in STAGES if stage in stages for key in PROMPTS_OF[stage]]
     found = {
         key: load_prompts(
             sources_of(config, key),
@@ -44,13 +47,15 @@ def read_prompts(config: RunConfig, stages: Collection[Stage]) -> dict[str, Prom
             seed=config.seed,
             purpose=key,
         )
-        for key in keys
+        for of in PROMPTS_OF.values()
+        for key in of
     }
-    refuse_overlap(
-        {key: found[key] for key in keys if key not in EVALUATION_KEYS},
-        {key: found[key] for key in keys if key in EVALUATION_KEYS},
+    divided = divide(
+        {key: of for key, of in found.items() if key not in EVALUATION_KEYS},
+        {key: found[key] for key in EVALUATION_KEYS},
+        held_out_share=config.prompts.held_out_share,
     )
-    return found
+    return {key: divided[key] for stage in STAGES if stage in stages for key in PROMPTS_OF[stage]}
 
 
 def _require_sources(config: RunConfig, stages: Collection[Stage]) -> None:
@@ -172,10 +177,20 @@ def estimate(
     if "evaluate" in stages:
         held_out = sum(count[key] for key in EVALUATION_KEYS)
         lines.append(f"evaluate: {held_out:,} held-out prompts for every model")
-    dropped = sum(found.duplicates for found in prompts.values())
-    unusable = sum(found.unusable for found in prompts.values())
-    lines += [f"{dropped:,} duplicate prompts are left out"] if dropped else []
-    return lines + ([f"{unusable:,} rows without a prompt are left out"] if unusable else [])
+    return lines + _left_out(prompts)
+
+
+def _left_out(prompts: Mapping[str, PromptSet]) -> list[str]:
+    """A line for every reason for which prompts are not used."""
+    held = sum(found.divided for key, found in prompts.items() if key not in EVALUATION_KEYS)
+    trained = sum(found.divided for key, found in prompts.items() if key in EVALUATION_KEYS)
+    said = {
+        "duplicate prompts are left out": sum(found.duplicates for found in prompts.values()),
+        "rows without a prompt are left out": sum(found.unusable for found in prompts.values()),
+        "prompts for training are held out, since evaluation has them": held,
+        "prompts for evaluation are left out, since training has them": trained,
+    }
+    return [f"{count:,} {what}" for what, count in said.items() if count]
 
 
 def _calls_of_chain(config: RunConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -28,6 +29,13 @@ SANDBOX = "sandbox:"
 SandboxKind = Literal["harmful", "benign", "sounds_dangerous"]
 SANDBOX_KINDS: tuple[SandboxKind, ...] = ("harmful", "benign", "sounds_dangerous")
 
+WRITTEN = "written:"
+"""What the name of a set that comes with Solon begins with."""
+
+WrittenKind = Literal["red_team", "helpful", "sounds_harmful"]
+WRITTEN_KINDS: tuple[WrittenKind, ...] = ("red_team", "helpful", "sounds_harmful")
+_WRITTEN_FOLDER = Path(__file__).with_name("written")
+
 FormatName = Literal[
     "prompts",
     "prompt_completion",
@@ -52,8 +60,10 @@ class PromptSource(Settings):
     """Some prompts. A plain text in YAML is short for ``{source: TEXT}``."""
 
     source: str
-    """``sandbox:harmful``, ``sandbox:benign`` or ``sandbox:sounds_dangerous``, or the path of a
-    .jsonl, .json, .csv, .txt (each also with .gz) or .parquet file."""
+    """``sandbox:harmful``, ``sandbox:benign`` or ``sandbox:sounds_dangerous``; a written set that
+    comes with Solon: ``written:red_team`` (200), ``written:helpful`` (200) or
+    ``written:sounds_harmful`` (100); or the path of a .jsonl, .json, .csv, .txt (each also with
+    .gz) or .parquet file."""
     count: PositiveInt | None = None
     """How many, 1 or more: the first of a file, a draw of a sandbox source. None: all of a file."""
     format: FormatName | None = None
@@ -73,6 +83,13 @@ class PromptSource(Settings):
         return {"source": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def _written_set_is_known(self) -> PromptSource:
+        known = [WRITTEN + kind for kind in WRITTEN_KINDS]
+        if self.source.startswith(WRITTEN) and self.source not in known:
+            raise ValueError(f"expected one of {', '.join(known)}, got {self.source!r}")
+        return self
+
+    @model_validator(mode="after")
     def _sandbox_is_complete(self) -> PromptSource:
         if not self.source.startswith(SANDBOX):
             return self
@@ -89,13 +106,25 @@ class PromptSource(Settings):
         return self
 
     @property
+    def path(self) -> str:
+        """The file of a source that is no sandbox source."""
+        name = self.source
+        is_written = name.startswith(WRITTEN)
+        return str(_WRITTEN_FOLDER / f"{name.removeprefix(WRITTEN)}.jsonl") if is_written else name
+
+    @property
     def sandbox_kind(self) -> SandboxKind | None:
         """Which prompts of the sandbox; None for a file."""
         return next((kind for kind in SANDBOX_KINDS if self.source == SANDBOX + kind), None)
 
 
+def is_file(source: str) -> bool:
+    """Whether a source's name is a path."""
+    return not source.startswith((SANDBOX, WRITTEN))
+
+
 class EvaluationPrompts(Settings):
-    """Held-out prompts, by what a good answer to them is. None of them may be trained on."""
+    """Held-out prompts, by what a good answer to them is. None of them is trained on."""
 
     harmful: tuple[PromptSource, ...] = ()
     """Requests that a good model refuses, with its reasons."""
@@ -119,3 +148,8 @@ class PromptsConfig(Settings):
     """Prompts of the RL phase. Empty: those of ``preferences``."""
     evaluation: EvaluationPrompts = EvaluationPrompts()
     """Held-out prompts."""
+    held_out_share: float | None = Field(default=None, ge=0, le=1)
+    """Of the prompts that both training and ``evaluation`` name, this part is evaluated on and the
+    rest is trained on, 0 to 1: 1 holds all of them out. A hash of the text decides, so that texts
+    which differ in case, white space or punctuation at most stay together, in every run. None: a
+    run whose sources share a prompt is refused."""

@@ -5,7 +5,7 @@ Knows nothing of what a prompt is used for, and never looks at the sandbox's ora
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -44,6 +44,8 @@ class PromptSet:
     """Prompts that were left out because the same conversation came before."""
     unusable: int = 0
     """Rows that were left out because they hold no prompt, as their source allows."""
+    divided: int = 0
+    """Prompts that were left to the other side, of training and evaluation."""
 
 
 def load_prompts(
@@ -81,28 +83,6 @@ def load_prompts(
     return PromptSet(prompts=tuple(kept.values()), duplicates=duplicates, unusable=unusable)
 
 
-def refuse_overlap(training: Mapping[str, PromptSet], evaluation: Mapping[str, PromptSet]) -> None:
-    """Hold that no held-out conversation is trained on.
-
-    Args:
-        training: Configuration key -> prompts.
-        evaluation: Configuration key -> prompts.
-
-    Raises:
-        PromptError: Some are; the text names the keys, the number and one of them.
-    """
-    for held_key, held in evaluation.items():
-        contents = {content_id(p.conversation) for p in held.prompts}
-        for key, trained in training.items():
-            both = [p for p in trained.prompts if content_id(p.conversation) in contents]
-            if both:
-                raise PromptError(
-                    f"prompts.{held_key}: {len(both)} held-out prompts are also in prompts.{key}, "
-                    f"so that their evaluation would measure memory; remove them from one of the "
-                    f"two. The first: {both[0].conversation.messages[-1].content[:80]!r}"
-                )
-
-
 class _Reader:
     """One source, read once."""
 
@@ -119,7 +99,7 @@ class _Reader:
     def _from_file(self) -> Iterator[Prompt]:
         source = self._source
         importer = Importer(
-            source.source,
+            source.path,
             file_format=source.format,
             where=source.where,
             skip_unusable=source.skip_unusable,

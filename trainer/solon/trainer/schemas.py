@@ -17,6 +17,9 @@ MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
 COMPLETION = pa.struct([("text", _TEXT), ("finish_reason", _TEXT), ("seed", pa.uint64())])
 """One sampled text; ``seed`` repeats it."""
 
+ORIGIN = [("source", _TEXT), ("row", _TEXT), ("category", _TEXT)]
+"""Where a prompt is from: as in the configuration, where in that file, and what that calls it."""
+
 SAMPLING = pa.struct(
     [
         ("temperature", _REAL),
@@ -78,7 +81,7 @@ REVISIONS = pa.schema(
     [
         ("id", _TEXT),
         ("kind", _TEXT),
-        ("source", _TEXT),
+        *ORIGIN,
         ("prompt", MESSAGES),
         ("seed", pa.uint64()),
         ("responses", pa.list_(COMPLETION)),
@@ -153,7 +156,7 @@ JUDGE_SETTINGS = pa.struct(
 PREFERENCES = pa.schema(
     [
         ("id", _TEXT),
-        ("source", _TEXT),
+        *ORIGIN,
         ("prompt", MESSAGES),
         ("seed", pa.uint64()),
         ("responses", pa.list_(RESPONSE)),
@@ -174,6 +177,7 @@ EVALUATION = pa.schema(
         ("model", _TEXT),
         ("kind", _TEXT),
         ("prompt_id", _TEXT),
+        *ORIGIN,
         ("prompt", MESSAGES),
         ("response", COMPLETION),
         ("policy", pa.struct(ANSWERED)),

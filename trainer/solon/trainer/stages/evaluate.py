@@ -116,6 +116,7 @@ async def _answer(context: StageContext, item: _Item) -> Record:
         "model": item.model,
         "kind": item.kind,
         "prompt_id": item.prompt.id,
+        **rows.origin(item.prompt),
         "prompt": item.prompt.conversation.as_dicts(),
         "response": rows.completion(response),
         "policy": rows.answered(reply, context.fleet.info("policy"), settings),

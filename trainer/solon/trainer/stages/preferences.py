@@ -139,7 +139,7 @@ async def _make(context: StageContext, prompt: Prompt) -> Record:
     pairs = candidates.choose(responses, config, derive_seed(seed, "pairs"))
     return {
         "id": prompt.id,
-        "source": prompt.source,
+        **rows.origin(prompt),
         "prompt": prompt.conversation.as_dicts(),
         "seed": seed,
         "responses": responses,

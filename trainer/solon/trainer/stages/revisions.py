@@ -133,7 +133,7 @@ async def _make(context: StageContext, item: _Item) -> Record:
     return {
         "id": item.prompt.id,
         "kind": item.kind,
-        "source": item.prompt.source,
+        **rows.origin(item.prompt),
         "prompt": item.prompt.conversation.as_dicts(),
         "seed": seed,
         "responses": [rows.completion(c) for c in reply.completions],

@@ -1,4 +1,4 @@
-"""Replies of the services as rows of the Parquet files. Knows nothing of stages or files."""
+"""Prompts and replies as rows of the Parquet files. Knows nothing of stages or files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from solon.client import (
     Timing,
     Usage,
 )
+from solon.trainer.prompts import Prompt
 from solon.trainer.stages.settings import SamplingSettings
 
 Row = dict[str, Any]
@@ -32,6 +33,11 @@ _BY_FINISH = {FinishReason.LENGTH: Outcome.TRUNCATED, FinishReason.ABORT: Outcom
 def sampling(settings: SamplingSettings, seed: int) -> Sampling:
     """The request's sampling: the configuration's, with a seed."""
     return Sampling(**settings.model_dump(), seed=seed)
+
+
+def origin(prompt: Prompt) -> Row:
+    """As ``schemas.ORIGIN``."""
+    return {"source": prompt.source, "row": prompt.row, "category": prompt.category}
 
 
 def outcome(completion: Completion) -> Outcome:
