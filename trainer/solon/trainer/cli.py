@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", allow_abbrev=False, help="run all stages, or go on with a run")
     _add_common(run, "a shipped name (sandbox), a YAML file, or a run directory")
     run.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    run.add_argument(
+        "--reuse",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="take over what this run has made of the same settings and models; repeatable",
+    )
     for stage, purpose in _STAGES.items():
         one = commands.add_parser(stage, allow_abbrev=False, help=f"one stage: {purpose}")
         _add_common(one, "a run directory, or what `solon run` takes")
@@ -153,7 +160,8 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "check":
         return _check(config, console)
     if options.command == "run":
-        return asyncio.run(_stages(config, console, None, resume=options.resume))
+        sources = options.reuse
+        return asyncio.run(_stages(config, console, None, resume=options.resume, reuse=sources))
     return asyncio.run(_stages(config, console, options.command, resume=True))
 
 
@@ -209,8 +217,15 @@ def _check(config: RunConfig, console: RunConsole) -> int:
 
 
 async def _stages(
-    config: RunConfig, console: RunConsole, stage: Stage | None, *, resume: bool
+    config: RunConfig,
+    console: RunConsole,
+    stage: Stage | None,
+    *,
+    resume: bool,
+    reuse: Sequence[str] = (),
 ) -> int:
+    from solon.trainer.config import absolute_run_dir  # noqa: PLC0415
+    from solon.trainer.explain import open_run  # noqa: PLC0415
     from solon.trainer.pipeline import Pipeline  # noqa: PLC0415
     from solon.trainer.session import open_session  # noqa: PLC0415
     from solon.trainer.state import STAGES  # noqa: PLC0415
@@ -218,8 +233,9 @@ async def _stages(
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    sources = [open_run(absolute_run_dir(url)) for url in reuse]
     with open_session(config, resume=resume) as session:
-        pipeline = Pipeline(session, console)
+        pipeline = Pipeline(session, console, sources=sources)
         await pipeline.run(STAGES if stage is None else (stage,))
         if pipeline.state.is_done("evaluate"):
             _show_result(pipeline, console)
@@ -245,6 +261,7 @@ def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
     if options.command in _WITHOUT_RUN:
         return f"solon: {why}"
     where = f" --run {options.run}" if options.run else ""
+    where += "".join(f" --reuse {run}" for run in getattr(options, "reuse", ()))
     overrides = "".join(f" {text}" for text in options.overrides)
     if options.command == "run":
         again = f"solon run {options.config}{overrides}{where} --resume"

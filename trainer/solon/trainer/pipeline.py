@@ -6,11 +6,12 @@ memory is gone when they end. Knows nothing of how any stage works, nor of the c
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ from solon.trainer.console import RunConsole, StageProgress
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.fleet import Fleet, Weights, open_fleet
 from solon.trainer.launch.local import Done, Note, Progress, Role, StageEvent, run_stage
+from solon.trainer.lineage import READS, stage_key
 from solon.trainer.plan import advice, check_inputs, estimate, read_prompts
 from solon.trainer.prompts import PromptSet
+from solon.trainer.reuse import Reuse
 from solon.trainer.schemas import RL_PROMPTS_EXPORT
 from solon.trainer.session import Session
 from solon.trainer.stages import evaluate, preferences, revisions
 from solon.trainer.stages.context import StageContext, Summary
-from solon.trainer.state import STAGES, RunState, Stage
+from solon.trainer.state import STAGES, RunState, Stage, StageKey
+from solon.trainer.store import RunDirectory
+
+FleetOpener = Callable[[Session, Collection[Role]], AbstractAsyncContextManager[Fleet]]
+"""Gives a run the services of these roles for as long as the block lasts."""
 
 _NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
     "revisions": (),
@@ -55,17 +62,35 @@ _TRAINED: tuple[tuple[Stage, str], ...] = (("sft", "sl"), ("rl", "rl"))
 class Pipeline:
     """The stages of one run, on an open session."""
 
-    def __init__(self, session: Session, console: RunConsole) -> None:
+    def __init__(
+        self,
+        session: Session,
+        console: RunConsole,
+        *,
+        sources: Sequence[RunDirectory] = (),
+        fleets: FleetOpener | None = None,
+        quiet: bool = False,
+    ) -> None:
         """Read the run's state.
 
+        Args:
+            session: The run.
+            console: Where it is shown.
+            sources: Runs whose results are taken over where they are what this run would make.
+            fleets: Where the services come from. None: they are the run's own.
+            quiet: Say what is done; nothing of what will be, nor of the constitution's doubts.
+
         Raises:
-            RunDirectoryError: Another version's state.
+            RunDirectoryError: Another version's state, or a source that is no folder.
         """
         self.session = session
         self._config = session.config
         self._run = session.run
         self._console = console
+        self._fleets = fleets or own_fleet
+        self._quiet = quiet
         self.state = RunState(session.run)
+        self._reuse = Reuse(session, self.state, sources) if sources else None
 
     async def run(self, stages: Sequence[Stage] = STAGES) -> None:
         """Run those of the stages that are not done, in the order of a run.
@@ -87,10 +112,37 @@ class Pipeline:
             span.set_attribute("solon.constitution_digest", self.session.constitution.digest)
             fleet: Fleet | None = None
             for stage in todo:
+                key = await self._key(stage, prompts)
+                if self._takes(stage, key):
+                    continue
                 if stage in _ROLES and fleet is None:
-                    left = todo[todo.index(stage) :]
-                    fleet = await stack.enter_async_context(self._fleet(left))
-                await self._run_stage(stage, prompts, fleet)
+                    roles = _roles_of(todo[todo.index(stage) :])
+                    if not self._quiet:
+                        self._console.say(f"services: {', '.join(sorted(roles))}")
+                    fleet = await stack.enter_async_context(self._fleets(self.session, roles))
+                await self._run_stage(stage, prompts, fleet, key)
+
+    async def _key(self, stage: Stage, prompts: Mapping[str, PromptSet]) -> StageKey | None:
+        before = {one: self.state.key(one) for one in READS[stage].stages}
+        # in a thread: it may read large models, while services are kept alive here
+        return await asyncio.to_thread(
+            stage_key, stage, self._config, self.session.constitution, prompts, before
+        )
+
+    def _takes(self, stage: Stage, key: StageKey | None) -> bool:
+        """Take the stage over from a source that has it; whether one had."""
+        if self._reuse is None or stage == "evaluate":
+            return False
+        origin = self._reuse.take(stage, key)
+        if origin is not None:
+            what = "as" if origin.whole else "of the records that"
+            self._console.say(f"{stage}: {what} {origin.run} has ({origin.seconds:.1f} s there)")
+            return origin.whole
+        if self._quiet:
+            return False
+        for line in self._reuse.why_not(stage):
+            self._console.say(line)
+        return False
 
     def _todo(self, stages: Sequence[Stage]) -> list[Stage]:
         todo = [stage for stage in STAGES if stage in stages and not self.state.is_done(stage)]
@@ -116,6 +168,8 @@ class Pipeline:
                     f"{self._run.url} --resume` for all of them"
                 )
         prompts = read_prompts(self._config, todo)
+        if self._quiet:
+            return prompts
         for line in advice(self.session.constitution) if todo != ["evaluate"] else ():
             self._console.say(line)
         for line in estimate(self._config, self.session.constitution, prompts, todo):
@@ -123,7 +177,11 @@ class Pipeline:
         return prompts
 
     async def _run_stage(
-        self, stage: Stage, prompts: Mapping[str, PromptSet], fleet: Fleet | None
+        self,
+        stage: Stage,
+        prompts: Mapping[str, PromptSet],
+        fleet: Fleet | None,
+        key: StageKey | None,
     ) -> None:
         started = time.monotonic()
         try:
@@ -131,6 +189,8 @@ class Pipeline:
                 if stage in _DATA_STAGES:
                     assert fleet is not None, stage
                     context = self._context(prompts, fleet, progress)
+                    if stage == "evaluate" and self._reuse is not None:
+                        self._reuse.take_answers(key, context.weights)
                     summary = await fleet.guard(_awaited(_DATA_STAGES[stage](context)))
                 else:
                     summary = await self._train(stage, prompts, progress)
@@ -138,7 +198,7 @@ class Pipeline:
             self.state.spent(stage, time.monotonic() - started)
             raise
         seconds = time.monotonic() - started
-        self.state.finish(stage, seconds, summary)
+        self.state.finish(stage, seconds, summary, key)
         self._console.say(f"{stage}: done in {seconds:.1f} s{_figures(summary)}")
 
     async def _train(
@@ -190,17 +250,24 @@ class Pipeline:
                 found[model] = Weights(version=version, path=str(folder))
         return found
 
-    @asynccontextmanager
-    async def _fleet(self, todo: Collection[Stage]) -> AsyncIterator[Fleet]:
-        roles = frozenset[Role]().union(*(_ROLES.get(stage, frozenset()) for stage in todo))
-        self._console.say(f"services: {', '.join(sorted(roles))}")
-        with tempfile.TemporaryDirectory(prefix="solon-logs-") as temporary:
-            root = self._run.storage.local_root or Path(temporary)
-            constitution = self.session.constitution
-            async with open_fleet(
-                self._config, constitution, roles, log_dir=root / "logs"
-            ) as fleet:
-                yield fleet
+
+@asynccontextmanager
+async def own_fleet(session: Session, roles: Collection[Role]) -> AsyncIterator[Fleet]:
+    """Services of one run's own, whose logs are in its directory.
+
+    Raises:
+        LaunchError, ServiceError: As ``open_fleet``.
+    """
+    with tempfile.TemporaryDirectory(prefix="solon-logs-") as temporary:
+        root = session.run.storage.local_root or Path(temporary)
+        async with open_fleet(
+            session.config, session.constitution, roles, log_dir=root / "logs"
+        ) as fleet:
+            yield fleet
+
+
+def _roles_of(stages: Collection[Stage]) -> frozenset[Role]:
+    return frozenset[Role]().union(*(_ROLES.get(stage, frozenset()) for stage in stages))
 
 
 def weights_digest(folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -83,14 +84,17 @@ class Storage:
             self._fs.rm_file(self._at(name))
 
     def remove_leftovers(self, *folders: str) -> int:
-        """Remove what writers that were killed left half-written; returns how many files."""
+        """Remove what writers that were killed left half-written; returns how much."""
         if self.local_root is None:
             return 0
         removed = 0
         with self._explained("", "cleaned"):
             for folder in folders:
                 for path in (self.local_root / folder).glob(f".*{_LEFTOVER}*"):
-                    path.unlink()
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
                     removed += 1
         return removed
 

@@ -1,0 +1,193 @@
+"""What decides a stage's result: keys of the configuration, files, and the stages before it.
+
+Two runs in which a stage has the same key would make the same of it, so that one may take over
+what the other made (see ``reuse``). Knows nothing of how a stage works or where results are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from solon.constitution import Constitution
+from solon.trainer.config import OPERATIONAL, RunConfig, model_source
+from solon.trainer.plan import PROMPTS_OF
+from solon.trainer.prompts import PromptSet
+from solon.trainer.state import Stage, StageKey
+
+_FORMAT = 1
+"""Part of every key: raise it when a stage makes something else of the same configuration."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reads:
+    """What one stage reads."""
+
+    keys: tuple[str, ...]
+    """Dotted keys of the configuration, each with all that is beneath it."""
+    late: tuple[str, ...] = ()
+    """Those of them that do not decide the stage's records, only what it makes of them then."""
+    stages: tuple[Stage, ...] = ()
+    """Stages whose results it reads."""
+
+
+READS: Mapping[Stage, Reads] = {
+    "revisions": Reads(
+        keys=(
+            "seed",
+            "constitution",
+            "models.policy",
+            "models.critic",
+            "prompts.red_team",
+            "prompts.helpfulness",
+            "revisions",
+        ),
+        late=("revisions.train_on", "revisions.max_repetition"),
+    ),
+    "sft": Reads(keys=("seed", "models.base_for_sft", "sft"), stages=("revisions",)),
+    "preferences": Reads(
+        keys=("seed", "constitution", "models.judge", "prompts.preferences", "preferences"),
+        late=("preferences.test_share", "preferences.filters.max_copies"),
+        stages=("sft",),
+    ),
+    "reward": Reads(keys=("seed", "reward"), stages=("sft", "preferences")),
+    "rl": Reads(keys=("seed", "prompts.rl", "rl"), stages=("sft", "reward")),
+    # its answers belong to a model's weights, which each of them names: so no stages here
+    "evaluate": Reads(
+        keys=(
+            "seed",
+            "constitution",
+            "models.policy",
+            "models.judge",
+            "prompts.evaluation",
+            # the judge that labels the pairs is the one that is measured
+            "preferences.min_option_mass",
+            "preferences.chain_of_thought",
+            "evaluate",
+        ),
+        late=(
+            "constitution",
+            "models.judge",
+            "preferences.min_option_mass",
+            "preferences.chain_of_thought",
+            "evaluate.judge_pairs",
+        ),
+    ),
+}
+"""Every key that can change a result belongs to a stage; a test holds it."""
+
+
+def stage_key(
+    stage: Stage,
+    config: RunConfig,
+    constitution: Constitution,
+    prompts: Mapping[str, PromptSet],
+    before: Mapping[Stage, StageKey | None],
+) -> StageKey | None:
+    """What the stage's result is decided by; None if that is not known of a stage before it.
+
+    Args:
+        stage: Which.
+        config: The run's.
+        constitution: The run's.
+        prompts: At least those that the stage uses.
+        before: The keys of the stages whose results it reads.
+
+    Raises:
+        OSError: A model's files cannot be read.
+    """
+    reads = READS[stage]
+    results = [before[one] for one in reads.stages]
+    values = _without(_values(stage, config, constitution, prompts), reads.late)
+    records = _digest([_FORMAT, stage, values, [key and key.result for key in results]])
+    if None in results:
+        return None
+    late = {key: _value(key, config, constitution) for key in reads.late}
+    return StageKey(records=records, result=_digest([records, late]))
+
+
+def claimed(stage: Stage, key: str) -> bool:
+    """Whether a dotted key of the configuration is one that the stage reads."""
+    return any(_is_within(key, whole) for whole in READS[stage].keys)
+
+
+def _is_within(key: str, whole: str) -> bool:
+    return key == whole or key.startswith(whole + ".")
+
+
+def _values(
+    stage: Stage,
+    config: RunConfig,
+    constitution: Constitution,
+    prompts: Mapping[str, PromptSet],
+) -> dict[str, Any]:
+    values = {
+        key: _value(key, config, constitution)
+        for key in READS[stage].keys
+        if not key.startswith("prompts.")
+    }
+    drawn = {f"prompts.{key}": _prompts_digest(prompts[key]) for key in PROMPTS_OF[stage]}
+    return values | drawn
+
+
+def _value(key: str, config: RunConfig, constitution: Constitution) -> Any:
+    """What a key stands for: the content of what it names, or its value."""
+    if key == "constitution":
+        return constitution.digest
+    if key.startswith("models."):
+        return model_digest(getattr(config.models, key.removeprefix("models.")))
+    value: Any = config.model_dump(mode="json", exclude=OPERATIONAL)
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _without(values: Mapping[str, Any], late: Iterable[str]) -> dict[str, Any]:
+    kept = copy.deepcopy({key: value for key, value in values.items() if key not in late})
+    for key in late:
+        holder: Any = kept
+        *path, name = key.split(".")
+        for part in path:
+            holder = holder.get(part, {})
+        holder.pop(name, None)
+    return kept
+
+
+def model_digest(name: str) -> str:
+    """SHA-256 (hex) over a model directory's files; of what is not here, the name itself.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    folder = Path(model_source(name))
+    if not folder.is_absolute() or not folder.is_dir():
+        return name
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return _files_digest(tuple(files), tuple(states))
+
+
+@lru_cache(maxsize=16)
+def _files_digest(files: tuple[Path, ...], states: tuple[tuple[int, int], ...]) -> str:
+    """``states`` (sizes and times) tell a file that was replaced since."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _prompts_digest(prompts: PromptSet) -> str:
+    return _digest([(one.id, one.conversation.as_dicts()) for one in prompts.prompts])
+
+
+def _digest(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""Stages that another run has made already: their results are taken over instead of made again.
+
+What a run takes over is as if it had made it: the files lie in its own directory (hard links, where
+the disk allows them; a run's files are never changed in place), and the state names the run that
+made them. ``lineage`` alone decides whether a result fits. Knows nothing of how a stage works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from solon.trainer.config import differences
+from solon.trainer.errors import StoreError
+from solon.trainer.fleet import Weights
+from solon.trainer.lineage import READS, claimed
+from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS
+from solon.trainer.session import Session, saved_config
+from solon.trainer.stages import evaluate
+from solon.trainer.state import Origin, RunState, Stage, StageKey
+from solon.trainer.store import Parts, Record, RunDirectory
+
+_RESULT: Mapping[Stage, tuple[str, ...]] = {
+    "revisions": ("revisions", "export/sft"),
+    "sft": ("models/sl",),
+    "preferences": ("preferences", "export/preferences"),
+    "reward": ("models/reward",),
+    "rl": ("models/rl", "export/rl_prompts"),
+}
+"""Stage -> the folders of its result. The first appears last: with it the result is there."""
+_METRICS = "metrics.jsonl"
+
+
+class Reuse:
+    """The runs that one run may take over stages from."""
+
+    def __init__(self, session: Session, state: RunState, sources: Sequence[RunDirectory]) -> None:
+        """Look at the sources' states.
+
+        Raises:
+            RunDirectoryError: This run, or a source, is no folder of this machine.
+        """
+        self._session = session
+        self._state = state
+        self._run = session.run
+        others = [one for one in sources if one.local != session.run.local]
+        self._sources = [(one, RunState(one)) for one in others]
+
+    def take(self, stage: Stage, key: StageKey | None) -> Origin | None:
+        """Take the stage over; where from, or None if no source has it.
+
+        Where a source has the same records, of which this run is to make something else, those
+        alone are taken: the stage is not done, but will find them done.
+
+        Raises:
+            StoreError: A file cannot be read or written.
+        """
+        if key is None or not self._is_untouched(stage):
+            return None
+        for source, state in self._sources:
+            theirs = state.key(stage)
+            if theirs is None or theirs.records != key.records or not state.is_done(stage):
+                continue
+            whole = theirs.result == key.result
+            origin = _origin(source, state, stage, whole=whole)
+            self._state.taking(stage, origin)
+            self._link(source, stage, _RESULT[stage] if whole else _RESULT[stage][:1])
+            if whole:
+                self._state.taken(stage, origin, state.summary(stage), key)
+            return origin
+        return None
+
+    def take_answers(self, key: StageKey | None, weights: Mapping[str, Weights]) -> int:
+        """Take over the evaluation's answers of models that a source has asked the same; how many.
+
+        And the judge's verdicts on pairs of them, where the judge was asked the same.
+
+        Raises:
+            StoreError: A file cannot be read or written.
+        """
+        if key is None:
+            return 0
+        taken = 0
+        answers, pairs = _evaluated(self._run)
+        for source, state in self._sources:
+            theirs = state.key("evaluate")
+            if theirs is None or theirs.records != key.records:
+                continue
+            their_answers, their_pairs = _evaluated(source)
+            same = _same_models(their_answers, weights)
+            fit = [one for one in their_answers.records() if one["model"] in same]
+            if fit:
+                origin = _origin(source, state, "evaluate", whole=False)
+                self._state.taking("evaluate", origin)
+            taken += _append_new(answers, fit)
+            if theirs.result == key.result:
+                judged = their_pairs.records()
+                fit = [one for one in judged if {one["model_a"], one["model_b"]} <= same]
+                _append_new(pairs, fit)
+        return taken
+
+    def why_not(self, stage: Stage) -> list[str]:
+        """A line a source, none of which could serve for the stage: what differs."""
+        return [
+            f"{stage}: not taken from {source.url}: {self._difference(stage, source, state)}"
+            for source, state in self._sources
+        ]
+
+    def _difference(self, stage: Stage, source: RunDirectory, state: RunState) -> str:
+        if not state.is_done(stage):
+            return "it has not finished it"
+        if state.key(stage) is None:
+            return "it does not say what its result was made of"
+        changed = differences(saved_config(source), self._session.config)
+        ours = [line for line in changed if claimed(stage, line.partition(":")[0])]
+        before = " or ".join(READS[stage].stages)
+        other = f"{before} differs" if before else "a file that it names differs"
+        return "; ".join(ours) or f"{other}, or a model or the constitution"
+
+    def _is_untouched(self, stage: Stage) -> bool:
+        """Whether there is nothing of the stage's own, which another's must not be mixed with."""
+        if self._state.origin(stage) is not None:
+            return True
+        return not (self._run.local / _RESULT[stage][0]).exists()
+
+    def _link(self, source: RunDirectory, stage: Stage, folders: Sequence[str]) -> None:
+        try:
+            for folder in reversed(folders):
+                _link_folder(source.local / folder, self._run.local / folder)
+            if source.storage.exists(_METRICS):
+                self._take_metrics(source, stage)
+        except OSError as error:
+            raise StoreError(
+                f"{self._run.url}: could not take {stage} over from {source.url}: {error}"
+            ) from error
+
+    def _take_metrics(self, source: RunDirectory, stage: Stage) -> None:
+        own = self._run.storage.read(_METRICS) if self._run.storage.exists(_METRICS) else b""
+        kept = [line for line in own.splitlines(keepends=True) if not _is_of(line, stage)]
+        theirs = source.storage.read(_METRICS).splitlines(keepends=True)
+        kept += [line for line in theirs if _is_of(line, stage)]
+        self._run.storage.write(_METRICS, b"".join(kept))
+
+
+def _origin(source: RunDirectory, state: RunState, stage: Stage, *, whole: bool) -> Origin:
+    """The run that made it, through however many it has come."""
+    made = state.origin(stage)
+    if made is not None and made.whole:
+        return replace(made, whole=whole)
+    seconds = state.seconds(stage) + (made.seconds if made else 0.0)
+    return Origin(run=source.url, seconds=seconds, whole=whole)
+
+
+def _is_of(line: bytes, stage: Stage) -> bool:
+    # a line without its end is of a stage at work, which is not one that is taken
+    return line.endswith(b"\n") and json.loads(line)["stage"] == stage
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    """The folder appears whole or not at all; one that is there stays."""
+    if target.exists():
+        return
+    beside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, beside, copy_function=_link_or_copy)
+    beside.replace(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # another disk, or one that knows no links
+        shutil.copy2(source, target)
+
+
+def _evaluated(run: RunDirectory) -> tuple[Parts, Parts]:
+    answers = run.parts(evaluate.RESPONSES_FOLDER, EVALUATION)
+    return answers, run.parts(evaluate.PAIRS_FOLDER, JUDGED_PAIRS)
+
+
+def _same_models(answers: Parts, weights: Mapping[str, Weights]) -> set[str]:
+    """Models of which a source has answers by these very weights."""
+    found: dict[str, Any] = {
+        model: answered["weight_version"]
+        for model, answered in zip(answers.column("model"), answers.column("policy"), strict=True)
+    }
+    return {model for model, one in weights.items() if found.get(model) == one.version}
+
+
+def _append_new(parts: Parts, records: Sequence[Record]) -> int:
+    known = parts.ids()
+    new = [record for record in records if record["id"] not in known]
+    parts.append(new)
+    return len(new)
