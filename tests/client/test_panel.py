@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from solon.client import Conversation, JudgePanel, PanelMode, PanelNoVerdict, errors
-from solon.client.panel import PanelComparison, fleiss_kappa
+from solon.client import Conversation, JudgeClient, JudgePanel, PanelMode, PanelNoVerdict, errors
+from solon.client.panel import PanelComparison, cohen_kappa, fleiss_kappa, kappa_of_votes
 from solon.constitution import Constitution, Principle
 from solon.engine import base
 from solon.judge.server import ROLE
@@ -118,3 +118,23 @@ async def test_kappa_is_one_for_judges_that_always_agree_and_low_for_those_that_
     larger = await verdict_of([preferring(0.9)] * 3)
     with pytest.raises(ValueError, match="one panel"):
         fleiss_kappa([agreeing[0], larger])
+
+
+def test_cohens_kappa_gives_each_judge_its_own_share() -> None:
+    both = [(0.9, 0.8)] * 20 + [(0.7, 0.1)] * 5 + [(0.2, 0.6)] * 10 + [(0.3, 0.3)] * 15
+    # the textbook's 20, 5, 10, 15: agreed 0.7, by chance 0.5 * 0.6 + 0.5 * 0.4
+    assert cohen_kappa(both) == pytest.approx(0.4)
+    assert cohen_kappa([*both, (None, 0.9), (0.5, 0.9)]) == pytest.approx(0.4)
+    # Fleiss takes one share for all: by chance 0.55^2 + 0.45^2
+    assert kappa_of_votes(both) == pytest.approx((0.7 - 0.505) / (1 - 0.505))
+    assert cohen_kappa([]) is None
+    assert cohen_kappa([(0.9, 0.9)] * 3) is None
+
+
+async def test_clients_that_are_open_are_asked_without_opening_them_again() -> None:
+    async with (
+        running(ROLE, preferring(0.9), constitutions=[OWN]) as address,
+        JudgeClient(address) as judge,
+    ):
+        verdict = await JudgePanel({"only": judge}).compare(ASKED, A, B, constitution="own")
+    assert verdict.probability_a == pytest.approx(0.9)

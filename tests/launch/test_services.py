@@ -223,8 +223,8 @@ async def test_the_works_own_result_and_error_come_through(tmp_path: Path) -> No
             await services.guard(broken())
 
 
-def test_two_services_of_a_role_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at most one service a role"):
+def test_two_services_of_a_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at most one service of a name"):
         LocalServices([POLICY, POLICY], log_dir=tmp_path)
 
 

@@ -11,9 +11,9 @@ import pytest
 from tests.trainer.runs import HELPFUL, RED, ROLES, port_of, serve
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Three services for all tests of runs."""
+    """Three services for all tests of a file."""
     folder = tmp_path_factory.mktemp("services")
     started = {role: serve(role, folder) for role in ROLES}
     found = {}

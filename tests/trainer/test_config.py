@@ -77,7 +77,10 @@ def test_relative_paths_become_absolute_so_that_a_run_resumes_from_anywhere(
     monkeypatch.chdir(tmp_path)
     for name in ("core", "sandbox"):
         (tmp_path / name).mkdir()  # a name that ships means what ships
-    config = load_config(path, ["models.policy=./model", "models.judge=sandbox"])
+    panel = "preferences.panel.judges={own: ./model, other: sandbox}"
+    config = load_config(path, ["models.policy=./model", "models.judge=sandbox", panel])
+    assert config.preferences.panel is not None
+    assert config.preferences.panel.judges == {"own": str(tmp_path / "model"), "other": "sandbox"}
     assert config.models.judge == "sandbox"
     assert config.prompts.red_team[0].source == str(tmp_path / "mine/red.txt")
     assert config.models.policy == str(tmp_path / "model")
@@ -100,6 +103,23 @@ BROKEN = [
     (
         "services: {critic: {token_env: CRITIC_TOKEN}}\n",
         ["config.yml:7: services.critic: token_env:", "give its address, or remove token_env"],
+    ),
+    (
+        "preferences: {panel: {judges: {a: x, b: y}, quorum: 3}}\n",
+        ["config.yml:7: preferences.panel: quorum: expected 1 to 2", "got 3"],
+    ),
+    ("preferences: {panel: {judges: {a: x}}}\n", ["preferences.panel.judges", "two or more"]),
+    (
+        "preferences: {panel: {judges: {A b: x, c: y}}}\n",
+        ["preferences.panel.judges: ", "got 'A b'", "1 to 32 of a-z"],
+    ),
+    (
+        "services: {panel: {c: {}}}\npreferences: {panel: {judges: {a: x, b: y}}}\n",
+        ["services.panel.c: expected a judge of preferences.panel.judges, which are a, b"],
+    ),
+    (
+        "preferences: {temperatures: [1, 2, 0.5]}\n",
+        ["preferences: temperatures: expected at most one for each of the 2 responses"],
     ),
     ("sft: 3\n", ["config.yml:7: sft: expected a mapping of keys to values, got 3"]),
     ("sft: {batch_size: 10, micro_batch_size: 3}\n", ["config.yml:7: sft:", "divisor", "3"]),

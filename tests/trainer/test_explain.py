@@ -64,6 +64,8 @@ def pair(a: int, b: int) -> dict[str, Any]:
         "principle_seed": None,
         "chain_seed": None,
         "principles": [sure, silent],
+        "votes": [],
+        "agreement": None,
         "weight_version": "initial",
     } | TIMED
 

@@ -31,7 +31,7 @@ def comparison(
     ]
     known = [p for pair in orders for p in pair if p is not None]
     mean = sum(known) / len(known) if known else None
-    return {"probability_a": mean, "principles": principles}
+    return {"probability_a": mean, "principles": principles, "votes": []}
 
 
 def pair(better: bool | None, made: Any, a: str = "base", b: str = "rl") -> dict[str, Any]:

@@ -29,6 +29,11 @@ GARBAGE = r"""
 - {match: 'assistant: qzx', logprobs: {(A): -5.0, (B): -9.0}}
 - {match: Reason step by step, reply: [qzx qzx vvv, qzx blorp]}
 """
+# prefers the response whose hash begins with a letter, in either order
+SIDES = r"""
+- {match: '(?s)\(A\) Reply [a-f].*\(B\) Reply [0-9]', logprobs: {(A): -0.1, (B): -2.4}}
+- {match: '(?s)\(A\) Reply [0-9].*\(B\) Reply [a-f]', logprobs: {(A): -2.4, (B): -0.1}}
+"""
 Judge = Callable[[str], str]
 
 
@@ -164,6 +169,52 @@ def test_a_stage_whose_filters_leave_out_too_much_fails_and_says_which(
     assert "preferences.max_dropped_share = 0.5" in said
     # what texts alone decide costs no judgement
     assert {pair["weight_version"] for pair in comparisons(run)} == {None}
+
+
+PANEL = "preferences.panel={judges: {kind: %s, torn: %s, lame: %s}}"
+
+
+def test_a_panel_votes_and_a_judge_that_fails_is_counted_and_has_no_vote(
+    config: Path, tmp_path: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(config.parent / "model")
+    addresses = [judge(SIDES), judge(SIDES)]
+    panel = [few(config), PANEL % (model, model, model)]
+    for name, override in zip(("kind", "torn"), addresses, strict=True):
+        panel.append(override.replace("services.judge", f"services.panel.{name}"))
+    # the run starts this one itself
+    lame = "{engine: scripted, engine_options: {fail_every: '1', fail_with: failed}}"
+    panel.append(f"services.panel.lame={lame}")
+    strict = prepared(config, tmp_path / "strict", *panel)
+    assert main(["preferences", str(strict)]) == 1
+    said = capsys.readouterr().err
+    assert "the judge 'lame' did not answer: " in said
+    assert "failed out of" in said
+    assert "preferences.panel.max_failed_share = 0.05" in said
+    assert {pair["no_verdict_reason"] for pair in comparisons(strict)} == {"no_quorum"}
+    patient = ["preferences.panel.quorum=2", "preferences.panel.max_failed_share=1.0"]
+    run = prepared(config, tmp_path / "run", *panel, *patient, "preferences.panel.mode=majority")
+    assert main(["preferences", str(run)]) == 0, capsys.readouterr().err
+    made = comparisons(run)
+    for pair in made:
+        kind, torn, lame_vote = pair["votes"]
+        assert kind["probability_a"] == pytest.approx(torn["probability_a"])
+        assert pair["probability_a"] in (0.0, 1.0)
+        assert pair["agreement"] == 1.0
+        assert lame_vote["error"].startswith("EngineFailed: ")
+        assert lame_vote["probability_a"] is None
+    found = summary_of(run)["panel"]
+    assert found["judges"]["lame"] == {"failed": len(made)}
+    assert found["judges"]["kind"] == {"made": len(made)}
+    assert found["kappas"]["kind torn"] == 1.0
+    assert found["kappas"]["kind lame"] is None
+    name = records(run, "preferences", PREFERENCES)[0]["id"]
+    capsys.readouterr()
+    assert main(["explain", str(run), name]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "torn (scripted)" in shown
+    assert "failed: EngineFailed" in shown
+    assert "panel: response" in shown
 
 
 def test_the_data_is_the_same_whatever_the_replicas_the_concurrency_and_the_interruptions(

@@ -85,6 +85,10 @@ def keys_of(*overrides: str) -> dict[Stage, StageKey]:
         ("constitution=core", set(STAGES)),
         ("prompts.preferences.0.count=23", {"preferences", "reward", "rl"}),
         ("preferences.filters.max_copies=3", {"preferences", "reward", "rl"}),
+        (
+            "preferences.panel={judges: {a: x, b: y}}",
+            {"preferences", "reward", "rl", "evaluate"},
+        ),
         ("preferences.chain_of_thought={}", {"preferences", "reward", "rl", "evaluate"}),
         ("evaluate.judge_pairs=5", {"evaluate"}),
     ],

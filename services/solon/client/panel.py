@@ -81,7 +81,7 @@ class PanelComparison:
 
 
 class JudgePanel:
-    """Judges that are asked the same. Use with ``async with``."""
+    """Judges that are asked the same. Use with ``async with``, unless all clients are open."""
 
     def __init__(
         self,
@@ -94,7 +94,8 @@ class JudgePanel:
         """Remember whom to ask.
 
         Args:
-            judges: Name -> address, or a client that is not open yet.
+            judges: Name -> address, or a client: one that is not open yet for ``async with``, or
+                one that its owner opened, if the panel is used without.
             mode: How votes become one verdict.
             quorum: Verdicts that it takes, 1 to the number of judges. None: all of them.
             options: As ``JudgeClient``'s, for judges that are given by address.
@@ -173,17 +174,28 @@ class JudgePanel:
 
 
 def fleiss_kappa(verdicts: Sequence[PanelComparison]) -> float | None:
-    """How far the judges of a panel agree beyond chance: 1 always, 0 as chance would.
+    """How far the judges of a panel agree beyond chance; see ``kappa_of_votes``.
+
+    Raises:
+        ValueError: The verdicts are those of panels of different sizes.
+    """
+    return kappa_of_votes([[vote.probability_a for vote in one.votes] for one in verdicts])
+
+
+def kappa_of_votes(votes: Sequence[Sequence[float | None]]) -> float | None:
+    """How far judges agree beyond chance: 1 always, 0 as chance would.
 
     Over the comparisons in which every judge preferred one of the two (Fleiss 1971, "Measuring
     nominal scale agreement among many raters"). None where there are none, where there is one
     judge only, or where all always said the same letter, so that chance alone would agree.
+
+    Args:
+        votes: A row a comparison, in it each judge's probability of A, None without a verdict.
+
+    Raises:
+        ValueError: The rows have different lengths.
     """
-    counts = []
-    for verdict in verdicts:
-        sides = [_side(p) for vote in verdict.votes if (p := vote.probability_a) is not None]
-        if len(sides) == len(verdict.votes) > 1 and _EVEN not in sides:
-            counts.append(Counter(sides))
+    counts = [Counter(sides) for sides in map(_sides, votes) if sides and len(sides) > 1]
     if not counts:
         return None
     judges = counts[0].total()
@@ -193,7 +205,34 @@ def fleiss_kappa(verdicts: Sequence[PanelComparison]) -> float | None:
         (sum(n * n for n in one.values()) - judges) / (judges * (judges - 1)) for one in counts
     ) / len(counts)
     share_a = sum(one[1.0] for one in counts) / (len(counts) * judges)
-    expected = share_a**2 + (1 - share_a) ** 2
+    return _beyond_chance(observed, share_a**2 + (1 - share_a) ** 2)
+
+
+def cohen_kappa(votes: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """How far two judges agree beyond chance, each with a share of A's of its own (Cohen 1960).
+
+    Args:
+        votes: A pair of probabilities of A for each comparison. As ``kappa_of_votes``, only those
+            in which both judges preferred one of the two count.
+
+    Returns:
+        1 always, 0 as chance would; None without cases, or if chance alone would agree.
+    """
+    sides = [found for found in map(_sides, votes) if found]
+    if not sides:
+        return None
+    observed = sum(one == other for one, other in sides) / len(sides)
+    first, second = (sum(column) / len(sides) for column in zip(*sides, strict=True))
+    return _beyond_chance(observed, first * second + (1 - first) * (1 - second))
+
+
+def _sides(votes: Sequence[float | None]) -> list[float] | None:
+    """What every judge preferred; None unless each preferred one of the two."""
+    sides = [_side(p) for p in votes if p is not None]
+    return None if len(sides) < len(votes) or _EVEN in sides else sides
+
+
+def _beyond_chance(observed: float, expected: float) -> float | None:
     return None if expected == 1 else (observed - expected) / (1 - expected)
 
 

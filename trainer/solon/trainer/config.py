@@ -40,10 +40,11 @@ OPERATIONAL: dict[str, Any] = {
     "store": True,
     "revisions": {"max_unusable_share"},
     "preferences": {
-        "max_unusable_share",
-        "max_no_verdict_share",
-        "max_position_bias",
-        "max_dropped_share",
+        "max_unusable_share": True,
+        "max_no_verdict_share": True,
+        "max_position_bias": True,
+        "max_dropped_share": True,
+        "panel": {"max_failed_share"},
     },
 }
 """Keys that change no result, and so may differ when a run is resumed."""
@@ -94,6 +95,17 @@ class RunConfig(Settings):
     """The stage of reinforcement learning."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The stage that measures."""
+
+    @model_validator(mode="after")
+    def _services_of_the_panel_have_a_judge(self) -> RunConfig:
+        judges = self.preferences.panel.judges if self.preferences.panel else {}
+        for name in self.services.panel:
+            if name not in judges:
+                raise ValueError(
+                    f"services.panel.{name}: expected a judge of preferences.panel.judges, which "
+                    f"are {', '.join(judges) or 'none'}; add it there with its model, or remove it"
+                )
+        return self
 
     @model_validator(mode="after")
     def _ground_truth_knows_the_prompts(self) -> RunConfig:
@@ -237,11 +249,16 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     data["models"] = models
     data["constitution"] = _absolute(config.constitution, names=constitution_names())
     data["prompts"] = _absolute_sources(data["prompts"])
-    for role in models.keys() & data["services"].keys():
+    if config.preferences.panel:
+        data["preferences"]["panel"]["judges"] = {
+            name: _absolute(model, names=(SANDBOX_MODEL,))
+            for name, model in config.preferences.panel.judges.items()
+        }
+    services = [data["services"][role] for role in models.keys() & data["services"].keys()]
+    for service in [*services, *data["services"]["panel"].values()]:
         for file in ("ca", "certificate", "key"):
-            if (data["services"][role]["tls"] or {}).get(file):
-                path = Path(data["services"][role]["tls"][file])
-                data["services"][role]["tls"][file] = str(path.expanduser().absolute())
+            if (service["tls"] or {}).get(file):
+                service["tls"][file] = str(Path(service["tls"][file]).expanduser().absolute())
     data["run_dir"] = absolute_run_dir(config.run_dir) if config.run_dir else None
     return RunConfig.model_validate(data)
 

@@ -21,6 +21,7 @@ from solon.trainer.errors import RunDirectoryError
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
 from solon.trainer.session import saved_config, saved_constitution
 from solon.trainer.stages import evaluate, preference_export, revisions
+from solon.trainer.stages.rows import verdicts_of
 from solon.trainer.store import Record, RunDirectory
 
 _MOST_LISTED = 20
@@ -65,7 +66,7 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
     constitution = saved_constitution(run)
     used = [r["principle_id"] for r in (made or {}).get("rounds", ())]
     pairs = [*(compared or {}).get("comparisons", ()), *(pair["comparison"] for pair in judged)]
-    used += [verdict["principle_id"] for pair in pairs for verdict in pair["principles"]]
+    used += [verdict["principle_id"] for pair in pairs for verdict in verdicts_of(pair)]
     return {
         "id": found,
         "prompt": next(r["prompt"] for r in (made, compared, *answered) if r is not None),
@@ -204,9 +205,7 @@ def _show_preferences(
     )
     for pair in compared["comparisons"]:
         title = f"response {pair['a']} (A) against {pair['b']} (B)"
-        if pair["principles"]:
-            console.print(_verdicts(pair, title))
-            _show_chains(pair, console)
+        _show_comparison(pair, title, console)
         if pair["dropped"] is not None:
             _say(console, title, f"not trained on: {pair['dropped'].replace('_', ' ')}")
 
@@ -232,7 +231,23 @@ def _show_evaluation(explanation: Explanation, console: rich.console.Console) ->
         _say(console, answer["model"], answer["response"]["text"] + truth)
     for pair in explanation["judged_pairs"]:
         title = f"{pair['model_a']} (A) against {pair['model_b']} (B)"
-        console.print(_verdicts(pair["comparison"], title))
+        _show_comparison(pair["comparison"], title, console)
+
+
+def _show_comparison(pair: Mapping[str, Any], title: str, console: rich.console.Console) -> None:
+    """What the judge said, or each judge of the panel and then all together."""
+    if pair["principles"]:
+        console.print(_verdicts(pair, title))
+        _show_chains(pair, console)
+    for vote in pair["votes"]:
+        who = f"{vote['judge']} ({vote['model']}): {title}"
+        if vote["error"] is not None:
+            _say(console, who, f"failed: {vote['error']}")
+            continue
+        console.print(_verdicts(vote, who))
+        _show_chains(vote, console)
+    if pair["votes"]:
+        _say(console, f"panel: {title}", f"P(A) = {_probability(pair)}")
 
 
 def _show_chains(pair: Mapping[str, Any], console: rich.console.Console) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from solon.client import (
     CriticClient,
     Generated,
     JudgeClient,
+    JudgePanel,
+    PanelMode,
     PolicyClient,
     Sampling,
     ServerInfo,
@@ -37,6 +39,8 @@ from solon.trainer import inline
 from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ServiceError
 from solon.trainer.launch.local import LocalServices, Patience, Role, ServiceSpec
+from solon.trainer.roster import Place, roster
+from solon.trainer.stages.preference_settings import PanelConfig
 from solon.trainer.stages.settings import ServiceConfig
 from solon.v1 import common_pb2
 
@@ -131,12 +135,13 @@ class Fleet:
     """Services that serve while ``open_fleet``'s block runs."""
 
     def __init__(
-        self, connected: dict[Role, Connected], policy: Policy | None, local: LocalServices | None
+        self, connected: Mapping[str, Connected], policy: Policy | None, local: LocalServices | None
     ) -> None:
-        """See ``open_fleet``."""
+        """See ``open_fleet``. ``connected``: by the names of the roster."""
         self._connected = connected
         self._policy = policy
         self._local = local
+        self._panel: JudgePanel | None = None
 
     @property
     def policy(self) -> Policy:
@@ -151,10 +156,32 @@ class Fleet:
         return client
 
     def judge(self) -> JudgeClient:
-        """The client of the judge."""
+        """The client of the only judge."""
         client = self._connected["judge"].client
         assert isinstance(client, JudgeClient)
         return client
+
+    def judges(self) -> dict[str, Connected]:
+        """The judges of the panel by name; empty without a panel."""
+        prefix = "judge-"
+        return {
+            name.removeprefix(prefix): one
+            for name, one in self._connected.items()
+            if name.startswith(prefix)
+        }
+
+    def panel(self, config: PanelConfig) -> JudgePanel:
+        """The judges as one."""
+        if self._panel is None:
+            clients = {name: one.client for name, one in self.judges().items()}
+            self._panel = JudgePanel(clients, mode=PanelMode(config.mode), quorum=config.quorum)
+        return self._panel
+
+    @property
+    def judge_model(self) -> str:
+        """What compares: a model, or those of the panel, separated by commas."""
+        found = self.judges().values() or [self._connected["judge"]]
+        return ", ".join(one.info.model for one in found)
 
     def info(self, role: Role) -> ServerInfo:
         """What the service said of itself when the run connected."""
@@ -168,7 +195,11 @@ class Fleet:
         return INITIAL if info.supports_weight_update else info.weight_version
 
     def constitution(self, role: Role) -> common_pb2.ConstitutionSource:
-        """How to name the run's constitution to a service."""
+        """How to name the run's constitution to a service, or to all judges of the panel."""
+        if role == "judge" and (judges := self.judges()):
+            # by name only if every one of them has it
+            sources = [one.constitution for one in judges.values()]
+            return next((source for source in sources if source.HasField("inline")), sources[0])
         return self._connected[role].constitution
 
     async def guard(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -196,46 +227,42 @@ async def open_fleet(
         LaunchError: A service did not start.
         ServiceError: One does not answer at its address, or is another service.
     """
+    places = list(roster(config, roles))
     async with AsyncExitStack() as stack:
-        local = await _start_local(stack, config, roles, log_dir)
+        local = await _start_local(stack, config, places, log_dir)
         addresses = dict(local.addresses) if local else {}
-        connected: dict[Role, Connected] = {}
+        connected: dict[str, Connected] = {}
         policy = None
-        for role in sorted(roles):
-            address = addresses.get(role) or str(_service(config, role).address)
-            one, control = await _connect(stack, config, constitution, role, address)
-            connected[role] = one
-            if role == "policy":
+        for place in places:
+            address = addresses.get(place.name) or str(place.service.address)
+            one, control = await _connect(stack, config, constitution, place, address)
+            connected[place.name] = one
+            if place.role == "policy":
                 policy = Policy(one.client, control, config.services.start_timeout)
         yield Fleet(connected, policy, local)
 
 
-def _service(config: RunConfig, role: Role) -> ServiceConfig:
-    service = getattr(config.services, role)
-    assert isinstance(service, ServiceConfig)
-    return service
-
-
 async def _start_local(
-    stack: AsyncExitStack, config: RunConfig, roles: Collection[Role], log_dir: Path
+    stack: AsyncExitStack, config: RunConfig, places: Sequence[Place], log_dir: Path
 ) -> LocalServices | None:
-    specs = [_spec(config, role) for role in sorted(roles) if not _service(config, role).address]
+    specs = [_spec(config, place) for place in places if not place.service.address]
     if not specs:
         return None
     patience = Patience(start=config.services.start_timeout)
     return await stack.enter_async_context(LocalServices(specs, log_dir=log_dir, patience=patience))
 
 
-def _spec(config: RunConfig, role: Role) -> ServiceSpec:
-    service = _service(config, role)
+def _spec(config: RunConfig, place: Place) -> ServiceSpec:
+    service = place.service
     flags = ["--device", service.device, "--dtype", service.dtype]
     flags += ["--max-batch", str(service.max_batch), *_STOP_AT_ONCE]
     for key, value in service.engine_options.items():
         flags += ["--engine-option", f"{key}={value}"]
-    named = () if role == "policy" else (str(resolve(config.constitution)),)
+    named = () if place.role == "policy" else (str(resolve(config.constitution)),)
     return ServiceSpec(
-        role=role,
-        model=model_source(getattr(config.models, role)),
+        role=place.role,
+        name=place.name,
+        model=model_source(place.model),
         engine=service.engine,
         weight_version=INITIAL,
         constitutions=named,
@@ -248,33 +275,33 @@ async def _connect(
     stack: AsyncExitStack,
     config: RunConfig,
     constitution: Constitution,
-    role: Role,
+    place: Place,
     address: str,
 ) -> tuple[Connected, ControlClient]:
-    services = config.services
-    how = _how(config, role)
+    services, role = config.services, place.role
+    how = _how(config, place.service)
     try:
         client = await stack.enter_async_context(_CLIENTS[role](address, **how))
         control = await stack.enter_async_context(ControlClient(address, **how))
     except (OSError, ValueError) as error:
-        raise ServiceError(f"services.{role}: {error}") from error
+        raise ServiceError(f"{place.key}: {error}") from error
     try:
         await client.wait_until_serving(services.start_timeout)
         info = await control.get_server_info()
     except NotAuthorized as error:
         raise ServiceError(
-            f"services.{role}.token_env: the {role} service at {address!r} does not let the run "
+            f"{place.key}.token_env: the {role} service at {address!r} does not let the run "
             f"in: {error.message}"
         ) from error
     except (Unavailable, UnexpectedStatus) as error:
         raise ServiceError(
-            f"services.{role}.address: the {role} service at {address!r} is not up: "
+            f"{place.key}.address: the {role} service at {address!r} is not up: "
             f"{error.message}; start it, correct the address, or remove it so that the run "
             "starts its own"
         ) from error
-    _require(role, info, address)
+    _require(place, info, address)
     if role == "critic" and config.revisions.not_needed_below is not None:
-        _require_logprobs(role, info, address, "revisions.not_needed_below: it")
+        _require_logprobs(place, info, address, "revisions.not_needed_below: it")
     known = {known.name: known.digest for known in info.constitutions}
     has_it = known.get(constitution.name) == constitution.digest
     source = inline.by_name(constitution) if has_it else inline.inline(constitution)
@@ -282,9 +309,8 @@ async def _connect(
     return one, control
 
 
-def _how(config: RunConfig, role: Role) -> dict[str, Any]:
+def _how(config: RunConfig, service: ServiceConfig) -> dict[str, Any]:
     """A client's keywords."""
-    service = _service(config, role)
     return {
         "timeout": config.services.call_timeout,
         "retry_for": config.services.retry_for,
@@ -294,19 +320,20 @@ def _how(config: RunConfig, role: Role) -> dict[str, Any]:
     }
 
 
-def _require(role: Role, info: ServerInfo, address: str) -> None:
+def _require(place: Place, info: ServerInfo, address: str) -> None:
+    role = place.role
     if info.service_role != role:
         raise ServiceError(
-            f"services.{role}.address: expected a {role} service, but {address!r} is a "
+            f"{place.key}.address: expected a {role} service, but {address!r} is a "
             f"{info.service_role} service"
         )
     if role == "judge":
-        _require_logprobs(role, info, address, "the judge")
+        _require_logprobs(place, info, address, "the judge")
 
 
-def _require_logprobs(role: Role, info: ServerInfo, address: str, who: str) -> None:
+def _require_logprobs(place: Place, info: ServerInfo, address: str, who: str) -> None:
     if not info.supports_logprobs:
         raise ServiceError(
-            f"services.{role}: the engine {info.engine!r} of {address!r} gives no "
+            f"{place.key}: the engine {info.engine!r} of {address!r} gives no "
             f"log-probabilities, from which {who} reads its verdicts; use another engine"
         )

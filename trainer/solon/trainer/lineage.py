@@ -69,6 +69,7 @@ READS: Mapping[Stage, Reads] = {
             # the judge that labels the pairs is the one that is measured
             "preferences.min_option_mass",
             "preferences.chain_of_thought",
+            "preferences.panel",
             "evaluate",
         ),
         late=(
@@ -76,6 +77,7 @@ READS: Mapping[Stage, Reads] = {
             "models.judge",
             "preferences.min_option_mass",
             "preferences.chain_of_thought",
+            "preferences.panel",
             "evaluate.judge_pairs",
         ),
     ),
@@ -143,6 +145,8 @@ def _value(key: str, config: RunConfig, constitution: Constitution) -> Any:
     if key.startswith("models."):
         return model_digest(getattr(config.models, key.removeprefix("models.")))
     value: Any = config.model_dump(mode="json", exclude=OPERATIONAL)
+    if panel := value["preferences"]["panel"]:
+        panel["judges"] = {name: model_digest(model) for name, model in panel["judges"].items()}
     for part in key.split("."):
         value = value[part]
     return value

@@ -14,8 +14,8 @@ from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ConfigError, PromptError
 from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
 from solon.trainer.prompts import PromptSet, load_prompts
+from solon.trainer.roster import roster
 from solon.trainer.splits import divide
-from solon.trainer.stages.settings import ServiceConfig
 from solon.trainer.state import STAGES, Stage
 
 EVALUATION_KEYS = tuple(f"evaluation.{kind}" for kind in SANDBOX_KINDS)
@@ -97,11 +97,13 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
             a service demands of its callers is not there.
     """
     problems = _missing_credentials(config)
-    for role, name in config.models.model_dump().items():
+    models = {f"models.{role}": name for role, name in config.models.model_dump().items()}
+    models |= {place.model_key: place.model for place in roster(config)}
+    for key, name in models.items():
         path = Path(model_source(name))
         if path.is_absolute() and not (path / "config.json").is_file():
             problems.append(
-                f"models.{role}: expected a directory in Hugging Face format or a hub name, "
+                f"{key}: expected a directory in Hugging Face format or a hub name, "
                 f"but {str(path)!r} has no config.json"
             )
     usable = len(constitution.for_comparison)
@@ -125,18 +127,18 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
 
 def _missing_credentials(config: RunConfig) -> list[str]:
     problems = []
-    for role in ("policy", "critic", "judge"):
-        service: ServiceConfig = getattr(config.services, role)
+    for place in roster(config):
+        key, service = place.key, place.service
         name = service.token_env
         if name is not None and not os.environ.get(name):
             problems.append(
-                f"services.{role}.token_env: the environment variable {name!r} is not set; put "
+                f"{key}.token_env: the environment variable {name!r} is not set; put "
                 "the service's token into it, or remove token_env"
             )
         files = service.tls.model_dump(exclude={"server_name"}) if service.tls else {}
         problems += [
-            f"services.{role}.tls.{key}: there is no file {path!r}"
-            for key, path in files.items()
+            f"{key}.tls.{file}: there is no file {path!r}"
+            for file, path in files.items()
             if path is not None and not Path(path).is_file()
         ]
     return problems
@@ -205,5 +207,6 @@ def _calls_of_preferences(
     everything = len(constitution.for_comparison)
     principles = everything if chosen.principles == "all" else chosen.principles
     judged = prompts * chosen.pairs * principles * (2 if chosen.both_orders else 1)
+    judged *= len(chosen.panel.judges) if chosen.panel else 1
     chains = judged * chosen.chain_of_thought.chains if chosen.chain_of_thought else 0
     return prompts * chosen.responses + chains, chains or judged

@@ -124,6 +124,21 @@ VERDICT = pa.struct(
     ]
 )
 
+VOTE = pa.struct(
+    [
+        ("judge", _TEXT),
+        ("model", _TEXT),
+        ("probability_a", _REAL),
+        ("no_verdict_reason", _TEXT),
+        ("error", _TEXT),
+        ("principles", pa.list_(VERDICT)),
+        ("weight_version", _TEXT),
+        ("usage", USAGE),
+        ("timing", TIMING),
+    ]
+)
+"""What one judge of a panel said. ``error``: why its call failed; all but it is then empty."""
+
 COMPARISON = pa.struct(
     [
         ("a", pa.int32()),
@@ -134,13 +149,17 @@ COMPARISON = pa.struct(
         ("principle_seed", pa.uint64()),
         ("chain_seed", pa.uint64()),
         ("principles", pa.list_(VERDICT)),
+        ("votes", pa.list_(VOTE)),
+        ("agreement", _REAL),
         ("weight_version", _TEXT),
         ("usage", USAGE),
         ("timing", TIMING),
     ]
 )
 """``a`` and ``b`` are indices of the row's responses. ``dropped``: why it is not trained on (see
-``stages.filters``); without principles it was not judged either."""
+``stages.filters``). A judge's verdicts are in ``principles``, a panel's in ``votes``; a pair with
+neither was left out before it was judged. ``agreement``: share of the pairs of judges that prefer
+the same response; null below two votes."""
 
 JUDGE_SETTINGS = pa.struct(
     [

@@ -49,6 +49,11 @@ def normal_form(text: str) -> str:
     return " ".join(folded.translate(_BLANKS).split()) or folded.strip()
 
 
+def words(text: str) -> list[str]:
+    """The words of the normal form; of unspaced languages, its characters."""
+    return _WORD.findall(normal_form(text))
+
+
 def conversation_key(conversation: Conversation) -> str:
     """The same for conversations whose turns have the same normal forms, and for no others."""
     return "\n".join(f"{turn.role}:{normal_form(turn.content)}" for turn in conversation.messages)
@@ -60,8 +65,7 @@ def shingles(text: str) -> Shingles:
     Broder 1997, "On the resemblance and containment of documents", with shingles of two words:
     prompts are short.
     """
-    words = ["", *_WORD.findall(normal_form(text)), ""]
-    return frozenset(pairwise(words))
+    return frozenset(pairwise(["", *words(text), ""]))
 
 
 def resemblance(one: Shingles, other: Shingles) -> float:
@@ -129,11 +133,11 @@ class Diversity:
 def diversity(texts: Sequence[str], seed: int = 0) -> Diversity:
     """Measure a set of texts."""
     drawn = random.Random(seed).sample(texts, min(len(texts), _MOST_COMPARED))
-    words = [_WORD.findall(normal_form(text)) for text in texts]
+    found = [words(text) for text in texts]
     return Diversity(
         texts=len(texts),
-        distinct_1=_distinct(word for of in words for word in of),
-        distinct_2=_distinct(pair for of in words for pair in pairwise(of)),
+        distinct_1=_distinct(word for of in found for word in of),
+        distinct_2=_distinct(pair for of in found for pair in pairwise(of)),
         nearest=_nearest([shingles(text) for text in drawn]),
         compared=len(drawn),
     )

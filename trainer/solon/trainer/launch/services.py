@@ -35,6 +35,8 @@ class ServiceSpec:
     role: Role
     model: str
     """Path or name, as the engine takes it."""
+    name: str = ""
+    """What to call it beside others of its role; empty: by its role."""
     engine: str = "transformers"
     weight_version: str = "initial"
     """What the service calls its first weights."""
@@ -44,6 +46,11 @@ class ServiceSpec:
     """Compute threads. None: as many as the engine likes."""
     flags: tuple[str, ...] = ()
     """Further flags of its command line, such as ``("--dtype", "bfloat16")``."""
+
+    @property
+    def called(self) -> str:
+        """Its name, or its role."""
+        return self.name or self.role
 
     def arguments(self, *, port: int, ready_file: Path) -> list[str]:
         """The Python interpreter's arguments that start it."""
@@ -89,16 +96,16 @@ class LocalServices:
         """Remember what to start.
 
         Args:
-            specs: At most one a role.
-            log_dir: Gets ``ROLE.log``, appended to.
+            specs: At most one of a name.
+            log_dir: Gets ``NAME.log``, appended to.
             patience: None: the defaults.
 
         Raises:
-            ValueError: Two specs for one role.
+            ValueError: Two specs of one name.
         """
-        roles = [spec.role for spec in specs]
-        if len(set(roles)) != len(roles):
-            raise ValueError(f"specs: expected at most one service a role, got {roles!r}")
+        names = [spec.called for spec in specs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"specs: expected at most one service of a name, got {names!r}")
         self._patience = patience or Patience()
         self._services = [_Service(spec, log_dir, self._patience) for spec in specs]
         self._keepers: list[asyncio.Task[None]] = []
@@ -146,19 +153,19 @@ class LocalServices:
             await _cancel([task])
 
     @property
-    def addresses(self) -> Mapping[Role, str]:
-        """Role -> ``host:port``."""
-        return {service.spec.role: f"{_HOST}:{service.port}" for service in self._services}
+    def addresses(self) -> Mapping[str, str]:
+        """Role, or the name where there is one -> ``host:port``."""
+        return {service.spec.called: f"{_HOST}:{service.port}" for service in self._services}
 
     @property
-    def restarts(self) -> Mapping[Role, int]:
-        """Role -> how often it was started again so far."""
-        return {service.spec.role: service.restarts for service in self._services}
+    def restarts(self) -> Mapping[str, int]:
+        """As ``addresses`` -> how often it was started again so far."""
+        return {service.spec.called: service.restarts for service in self._services}
 
     @property
-    def pids(self) -> Mapping[Role, int]:
-        """Role -> process id at this moment."""
-        return {s.spec.role: s.child.pid for s in self._services if s.child is not None}
+    def pids(self) -> Mapping[str, int]:
+        """As ``addresses`` -> process id at this moment."""
+        return {s.spec.called: s.child.pid for s in self._services if s.child is not None}
 
     def _raise_given_up(self) -> None:
         for keeper in self._keepers:
@@ -178,7 +185,7 @@ class _Service:
         self.port = 0
         self.restarts = 0
         self.child: Child | None = None
-        self._log = log_dir / f"{spec.role}.log"
+        self._log = log_dir / f"{spec.called}.log"
         self._patience = patience
         self._crashes: deque[float] = deque(maxlen=patience.crashes)
 
@@ -208,7 +215,7 @@ class _Service:
         with tempfile.TemporaryDirectory(prefix="solon-") as directory:
             ready_file = Path(directory) / "ready.json"
             self.child = await Child.start(
-                self.spec.role,
+                self.spec.called,
                 self.spec.arguments(port=self.port, ready_file=ready_file),
                 log=self._log,
                 threads=self.spec.threads,
@@ -238,7 +245,7 @@ class _Service:
         recent = [crash for crash in self._crashes if now - crash <= self._patience.window]
         if len(recent) == self._patience.crashes:
             raise LaunchError(
-                f"the {self.spec.role} service ended {len(recent)} times within "
+                f"the {self.spec.called} service ended {len(recent)} times within "
                 f"{self._patience.window:g} s, the last time with: {child.last_error()} "
                 f"(log: {self._log})",
                 user_error=child.process.returncode == USER_ERROR,
@@ -252,13 +259,13 @@ class _Service:
         while (port := _read_port(ready_file)) is None:
             if not child.running:
                 raise LaunchError(
-                    f"the {self.spec.role} service did not start ({child.ending()}): "
+                    f"the {self.spec.called} service did not start ({child.ending()}): "
                     f"{child.last_error()} (log: {self._log})",
                     user_error=child.process.returncode == USER_ERROR,
                 )
             if time.monotonic() > deadline:
                 raise LaunchError(
-                    f"the {self.spec.role} service does not serve {self._patience.start:g} s "
+                    f"the {self.spec.called} service does not serve {self._patience.start:g} s "
                     f"after its start; the last it said: {child.last_error()} (log: {self._log})"
                 )
             await asyncio.sleep(_POLL_SECONDS)

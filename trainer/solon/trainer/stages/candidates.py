@@ -21,7 +21,6 @@ from solon.trainer.stages.context import StageContext
 from solon.trainer.stages.filters import Dropped
 from solon.trainer.stages.preference_settings import PreferencesConfig
 from solon.trainer.stages.rows import Row
-from solon.trainer.stages.texts import similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,9 @@ def _in_order(
 ) -> Iterator[tuple[int, int]]:
     pairs = list(combinations(_distinct(responses), 2))
     if config.selection == "most_different":
-        pairs.sort(key=lambda pair: similarity(*(responses[place]["text"] for place in pair)))
+        pairs.sort(
+            key=lambda pair: filters.similarity(*(responses[place]["text"] for place in pair))
+        )
     else:
         random.Random(seed).shuffle(pairs)
     yield from pairs

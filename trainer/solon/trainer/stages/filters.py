@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
+from solon.trainer.similarity import resemblance, shingles, words
 from solon.trainer.stages.preference_settings import PairFilters
-from solon.trainer.stages.texts import repetition, similarity
+from solon.trainer.stages.rows import verdicts_of
 
 Row = Mapping[str, Any]
 
@@ -32,6 +33,22 @@ class Dropped(StrEnum):
     """The two orders disagree."""
     COPY = "copy"
     """The same two responses were a pair often enough before."""
+
+
+def repetition(text: str) -> float:
+    """The share of the text's word trigrams that were in it before; 0 below three words.
+
+    One minus the distinct-3 of Li et al. 2016 (1510.03055): shorter runs of words come again in
+    ordinary text, longer ones miss short loops.
+    """
+    found = words(text)
+    trigrams = list(zip(found, found[1:], found[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+
+
+def similarity(one: str, other: str) -> float:
+    """How far two responses say the same, 0 to 1; see ``solon.trainer.similarity``."""
+    return resemblance(shingles(one), shingles(other))
 
 
 def is_repetitive(text: str, most: float | None) -> bool:
@@ -81,13 +98,15 @@ def copies(pairs: Iterable[Row], most: int | None) -> Iterator[str]:
 def prefers_position(comparison: Row) -> bool | None:
     """Whether the choice follows the position: the orders, each a mean over principles, disagree.
 
+    Of a panel, over the principles of all its judges.
+
     None unless there is a verdict in both orders.
     """
     means: list[float] = []
     for swapped in (False, True):
         found = [
             (verdict["weight"], order["probability_a"])
-            for verdict in comparison["principles"]
+            for verdict in verdicts_of(comparison)
             for order in verdict["orders"]
             if order["swapped"] is swapped and order["probability_a"] is not None
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from solon.chat import Conversation
 from solon.client import ChainOfThought, PrincipleSample
 from solon.constitution import derive_seed
@@ -20,10 +22,10 @@ async def compare(
     places: tuple[int, int],
     seed: int,
 ) -> Row:
-    """Have the judge compare two responses.
+    """Have the judge, or the panel, compare two responses.
 
     Args:
-        fleet: Has the judge.
+        fleet: Has the judge, or the judges of the panel.
         config: In which manner, by how many principles.
         conversation: What was asked.
         responses: A and B.
@@ -34,21 +36,25 @@ async def compare(
         A row of ``schemas.COMPARISON``.
 
     Raises:
-        SolonError: The call failed.
+        SolonError: The call of the only judge failed.
     """
     count, thought = config.principles, config.chain_of_thought
     principle_seed = None if count == "all" else derive_seed(seed, "principles", *places)
     chain_seed = None if thought is None else derive_seed(seed, "chains", *places)
-    made = await fleet.judge().compare(
-        conversation,
-        *responses,
-        constitution=fleet.constitution("judge"),
-        sample=None if count == "all" else PrincipleSample(count, principle_seed),
-        both_orders=config.both_orders,
-        min_option_mass=config.least_option_mass,
-        chain_of_thought=_thought(config, chain_seed),
-    )
-    return rows.comparison(*places, made, principle_seed=principle_seed, chain_seed=chain_seed)
+    asked: dict[str, Any] = {
+        "constitution": fleet.constitution("judge"),
+        "sample": None if count == "all" else PrincipleSample(count, principle_seed),
+        "both_orders": config.both_orders,
+        "min_option_mass": config.least_option_mass,
+        "chain_of_thought": _thought(config, chain_seed),
+    }
+    seeds: dict[str, Any] = {"principle_seed": principle_seed, "chain_seed": chain_seed}
+    if config.panel is None:
+        made = await fleet.judge().compare(conversation, *responses, **asked)
+        return rows.comparison(*places, made, **seeds)
+    together = await fleet.panel(config.panel).compare(conversation, *responses, **asked)
+    models = {name: one.info.model for name, one in fleet.judges().items()}
+    return rows.panel_comparison(*places, together, models, **seeds)
 
 
 def settings(config: PreferencesConfig) -> Row:

@@ -30,6 +30,34 @@ class ChainOfThoughtSettings(Settings):
     """How chains are drawn. A chain that ``max_tokens`` cuts short gives no verdict."""
 
 
+JudgeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+"""1 to 32 of a-z, 0-9 and "-"."""
+
+
+class PanelConfig(Settings):
+    """Several judges, each asked the same; one that fails or cannot decide has no vote."""
+
+    judges: dict[JudgeName, str] = Field(min_length=2)
+    """Name -> model, two or more. Each is started by the run, unless ``services.panel`` has its
+    address under that name. Names are 1 to 32 of a-z, 0-9 and "-"."""
+    mode: Literal["mean", "majority"] = "mean"
+    """How votes become a label: the ``mean`` of the probabilities, or the share of the judges that
+    prefer the one response (``majority``), of which an exact tie is half a vote."""
+    quorum: PositiveInt | None = None
+    """Votes that it takes for a label, 1 to the number of judges. None: all."""
+    max_failed_share: Share = 0.05
+    """The stage fails when calls of one judge fail for more than this part of the pairs, 0 to 1."""
+
+    @model_validator(mode="after")
+    def _quorum_can_be_reached(self) -> PanelConfig:
+        if self.quorum is not None and self.quorum > len(self.judges):
+            raise ValueError(
+                f"quorum: expected 1 to {len(self.judges)}, the number of judges, got "
+                f"{self.quorum!r}"
+            )
+        return self
+
+
 class PairFilters(Settings):
     """Which pairs are left out of training. They stay in the records, with the reason.
 
@@ -49,7 +77,7 @@ class PairFilters(Settings):
     max_characters: PositiveInt | None = None
     """Most characters of either response, 1 or more; None is off. Reason: length."""
     max_similarity: Share | None = None
-    """Largest share of words and word pairs that the two responses may have in common, 0 to 1; None
+    """Largest share of all pairs of neighbouring words that both responses may have, 0 to 1; None
     is off: only identical responses make no pair. Reason: similar."""
     min_margin: float = Field(default=0.0, ge=0, lt=0.5)
     """Least distance of the label from 1/2, in [0, 1/2); 0 keeps all, even ties, which soft labels
@@ -85,6 +113,8 @@ class PreferencesConfig(Settings):
     chain_of_thought: ChainOfThoughtSettings | None = None
     """Let the judge reason before it answers; ``{}`` as the paper does. None: it answers at
     once."""
+    panel: PanelConfig | None = None
+    """Judges that compare together, here and in the evaluation. None: ``models.judge`` alone."""
     filters: PairFilters = PairFilters()
     """Pairs that are not trained on."""
     max_dropped_share: Share = 0.5

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import reduce
+from operator import add
 from typing import Any
 
 from solon.client import (
@@ -15,17 +18,25 @@ from solon.client import (
     Generated,
     OrderVerdict,
     Outcome,
+    PanelComparison,
     PrincipleVerdict,
     RefinedRound,
     Sampling,
     ServerInfo,
     Timing,
     Usage,
+    Vote,
 )
 from solon.trainer.prompts import Prompt
 from solon.trainer.stages.settings import SamplingSettings
 
 Row = dict[str, Any]
+
+_SPENT_NOTHING: Row = {"usage": asdict(Usage()), "timing": asdict(Timing())}
+_OF_A_VOTE = (
+    *("probability_a", "no_verdict_reason", "principles", "weight_version"),
+    *("usage", "timing"),
+)
 
 _BY_FINISH = {FinishReason.LENGTH: Outcome.TRUNCATED, FinishReason.ABORT: Outcome.ABORTED}
 
@@ -116,6 +127,8 @@ def comparison(
         "principle_seed": principle_seed,
         "chain_seed": chain_seed,
         "principles": [_verdict(verdict) for verdict in made.principles],
+        "votes": [],
+        "agreement": None,
         "weight_version": made.weight_version,
         "usage": asdict(made.usage),
         "timing": asdict(made.timing),
@@ -127,8 +140,57 @@ def not_compared(a: int, b: int, dropped: str) -> Row:
     empty = dict.fromkeys(
         ("probability_a", "no_verdict_reason", "principle_seed", "chain_seed", "weight_version")
     )
-    nothing = {"principles": [], "usage": asdict(Usage()), "timing": asdict(Timing())}
+    nothing = {"principles": [], "votes": [], "agreement": None, **_SPENT_NOTHING}
     return {"a": a, "b": b, "dropped": dropped} | empty | nothing
+
+
+def panel_comparison(
+    a: int,
+    b: int,
+    made: PanelComparison,
+    models: Mapping[str, str],
+    *,
+    principle_seed: int | None = None,
+    chain_seed: int | None = None,
+) -> Row:
+    """As ``schemas.COMPARISON``; ``models``: judge -> what it runs."""
+    answered = [vote.comparison for vote in made.votes if vote.comparison is not None]
+    return {
+        "a": a,
+        "b": b,
+        "probability_a": made.probability_a,
+        "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
+        "dropped": None,
+        "principle_seed": principle_seed,
+        "chain_seed": chain_seed,
+        "principles": [],
+        "votes": [_vote(vote, models[vote.judge]) for vote in made.votes],
+        "agreement": made.agreement,
+        "weight_version": None,
+        "usage": asdict(reduce(add, (one.usage for one in answered), Usage())),
+        "timing": asdict(reduce(add, (one.timing for one in answered), Timing())),
+    }
+
+
+def was_judged(comparison: Mapping[str, Any]) -> bool:
+    """Whether a judge was asked at all."""
+    return bool(comparison["principles"] or comparison["votes"])
+
+
+def verdicts_of(comparison: Mapping[str, Any]) -> list[Row]:
+    """What was said by each principle, by all judges that answered."""
+    said = [comparison, *comparison["votes"]]
+    return [verdict for one in said for verdict in one["principles"]]
+
+
+def _vote(vote: Vote, model: str) -> Row:
+    head = {"judge": vote.judge, "model": model}
+    if vote.comparison is None:
+        said: Row = dict.fromkeys(("probability_a", "no_verdict_reason", "weight_version"))
+        failed = f"{type(vote.error).__name__}: {vote.error}"
+        return head | said | {"error": failed, "principles": [], **_SPENT_NOTHING}
+    made = comparison(0, 1, vote.comparison)
+    return head | {"error": None} | {key: made[key] for key in _OF_A_VOTE}
 
 
 def _verdict(made: PrincipleVerdict) -> Row:

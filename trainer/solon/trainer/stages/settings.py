@@ -143,6 +143,9 @@ class ServicesConfig(Settings):
     """Critiques and revises."""
     judge: ServiceConfig = ServiceConfig()
     """Compares."""
+    panel: dict[str, ServiceConfig] = Field(default_factory=dict)
+    """The judges of ``preferences.panel`` by name; those that are not named here are started by the
+    run with the defaults."""
     in_flight: int = Field(default=128, ge=1, le=100_000)
     """Prompts worked on at the same time, 1 to 100,000."""
     start_timeout: float = Field(default=600.0, gt=0)
