@@ -209,6 +209,7 @@ def run_ours(settings: Mapping[str, Any]) -> None:
     import resource
 
     from solon.trainer.ppo.config import PPOConfig
+    from solon.trainer.stages.rewards import Sources
     from solon.trainer.stages.rl import train_rl
 
     same = ("episodes", "batch_size", "minibatches", "epochs", "learning_rate", "kl_coefficient")
@@ -222,7 +223,7 @@ def run_ours(settings: Mapping[str, Any]) -> None:
     train_rl(
         config,
         base_model=settings["model"],
-        reward_model=settings["reward"],
+        sources=Sources(reward_model=settings["reward"]),
         data=Path(settings["prompts"]),
         output=Path(settings["output"]),
         checkpoints=Path(settings["output"] + "-checkpoints"),

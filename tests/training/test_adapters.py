@@ -23,6 +23,7 @@ from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.stages.adapters import attach, finished
 from solon.trainer.stages.modeling import save_model
 from solon.trainer.stages.reward import train_reward
+from solon.trainer.stages.rewards import Sources
 from solon.trainer.stages.rl import train_rl
 from solon.trainer.stages.scoring import RewardStatistics
 from solon.trainer.stages.sft import train_sft
@@ -147,7 +148,7 @@ def test_interrupted_rl_with_adapters_publishes_the_same_model_from_a_reference_
     def run(name: str, **how: Any) -> Any:
         report = recorder(**how)
         train_rl(
-            config, base_model=str(base_model), reward_model=str(reward_model),
+            config, base_model=str(base_model), sources=Sources(reward_model=str(reward_model)),
             data=run_dir / "export/rl_prompts/train.parquet", output=run_dir / name,
             checkpoints=run_dir / "checkpoints" / name, seed=3, report=report,
         )  # fmt: skip

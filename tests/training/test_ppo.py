@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from solon.trainer.errors import StageFailed
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.experience import Experience, ValueTargets
 from solon.trainer.ppo.loop import PPO
+from solon.trainer.ppo.rewards import RewardFunction, WeightedReward
 from solon.trainer.ppo.rollout import Policy, Samples, ValueNetwork, response_values, sample
 from solon.trainer.ppo.update import Learner, update
 
@@ -43,8 +46,19 @@ def value_network(lm: PreTrainedModel, *, train_trunk: bool = True) -> ValueNetw
     return ValueNetwork(reward, mean=0.0, std=1.0, train_trunk=train_trunk)
 
 
-def make_ppo(make_lm: MakeLm, **changes: Any) -> PPO:
+def rewarded_by(function: RewardFunction) -> WeightedReward:
+    return WeightedReward(functions={"model": function}, weights={"model": 1.0})
+
+
+def make_ppo(
+    make_lm: MakeLm,
+    *,
+    reward: RewardFunction = liked_share,
+    sources: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> PPO:
     settings: dict[str, Any] = {
+        "reward": sources or {},
         "episodes": 640,
         "batch_size": 32,
         "minibatches": 2,
@@ -62,7 +76,7 @@ def make_ppo(make_lm: MakeLm, **changes: Any) -> PPO:
         policy=Policy(make_lm()),
         reference=Policy(make_lm()),
         value=value if config.has_value_network else None,
-        reward=liked_share,
+        reward=rewarded_by(reward),
         prompts=PROMPTS,
         stop_ids=[1],
         pad_id=0,
@@ -171,6 +185,52 @@ def test_micro_batches_change_no_metric_and_no_gradient(
     assert any(not torch.equal(before[name], tensor) for name, tensor in whole[1].items())
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+def test_an_episode_that_is_left_out_changes_no_metric_and_no_gradient(
+    make_lm: MakeLm, experience: Experience, algorithm: str
+) -> None:
+    kept = torch.arange(15) % 3 != 1
+    samples, targets = experience.samples, experience.value
+    assert targets is not None
+
+    def taken(holder: Any) -> Any:
+        names = [field.name for field in dataclasses.fields(holder)]
+        rows = {name: getattr(holder, name) for name in names}
+        cut = {name: t[kept] for name, t in rows.items() if isinstance(t, Tensor)}
+        return dataclasses.replace(holder, **cut)
+
+    emptied = dataclasses.replace(
+        samples, response_lengths_B=samples.response_lengths_B.where(kept, 0)
+    )
+    advantages_BR = experience.advantages_BR * kept[:, None]
+    masked = dataclasses.replace(experience, samples=emptied, advantages_BR=advantages_BR)
+    without = dataclasses.replace(taken(masked), samples=taken(samples), value=taken(targets))
+    one, other = (
+        updated(make_lm, given, algorithm=algorithm, minibatches=1, epochs=1)
+        for given in (masked, without)
+    )
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+def test_a_batch_with_episodes_without_a_score_is_learned_from(
+    make_lm: MakeLm, algorithm: str
+) -> None:
+    def sometimes(prompt_rows: Sequence[int], samples: Samples) -> Tensor:
+        scores_B = liked_share(prompt_rows, samples)
+        scores_B[::8] = float("nan")
+        return scores_B
+
+    ppo = make_ppo(
+        make_lm, reward=sometimes, algorithm=algorithm, sources={"max_unscored_share": 0.125}
+    )
+    metrics = ppo.step(lambda: 0.0)
+    assert metrics["objective/unscored_share"] == 1 / 8
+    assert all(math.isfinite(value) for value in metrics.values())
+    with pytest.raises(StageFailed, match=r"12% of a batch's responses have no score"):
+        make_ppo(make_lm, reward=sometimes, algorithm=algorithm).step()
+
+
 def test_the_first_step_sees_the_policy_that_sampled(
     make_lm: MakeLm, experience: Experience
 ) -> None:
@@ -276,8 +336,7 @@ def test_every_prompt_is_used_once_before_any_is_used_again(make_lm: MakeLm) -> 
         seen.extend(prompt_rows)
         return torch.zeros(len(prompt_rows))
 
-    ppo = make_ppo(make_lm, batch_size=4, minibatches=1, episodes=20)
-    ppo._reward = constant
+    ppo = make_ppo(make_lm, reward=constant, batch_size=4, minibatches=1, episodes=20)
     for _ in range(5):
         ppo.step()
     passes = [seen[start : start + 5] for start in range(0, 20, 5)]
@@ -294,8 +353,9 @@ def test_the_responses_of_a_group_answer_one_prompt_and_stand_side_by_side(
         seen.extend(prompt_rows)
         return torch.zeros(len(prompt_rows))
 
-    ppo = make_ppo(make_lm, algorithm="rloo", batch_size=12, minibatches=1, group_size=3)
-    ppo._reward = constant
+    ppo = make_ppo(
+        make_lm, reward=constant, algorithm="rloo", batch_size=12, minibatches=1, group_size=3
+    )
     for _ in range(5):
         ppo.step()
     assert all(len(set(seen[start : start + 3])) == 1 for start in range(0, 60, 3))
@@ -324,6 +384,6 @@ def test_no_prompts_are_refused(make_lm: MakeLm) -> None:
     with pytest.raises(ValueError, match="at least one"):
         PPO(
             PPOConfig(), policy=Policy(make_lm()), reference=Policy(make_lm()),
-            value=value_network(make_lm()), reward=liked_share, prompts=[], stop_ids=[1],
-            pad_id=0, seed=0,
+            value=value_network(make_lm()), reward=rewarded_by(liked_share), prompts=[],
+            stop_ids=[1], pad_id=0, seed=0,
         )  # fmt: skip

@@ -204,13 +204,14 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _check(config: RunConfig, console: RunConsole) -> int:
     from solon.constitution import load, resolve  # noqa: PLC0415
+    from solon.trainer.course import stages_of  # noqa: PLC0415
     from solon.trainer.plan import advice, check_inputs, estimate, read_prompts  # noqa: PLC0415
-    from solon.trainer.state import STAGES  # noqa: PLC0415
 
     constitution = load(resolve(config.constitution))
     check_inputs(config, constitution)
-    prompts = read_prompts(config, STAGES)
-    for line in (*advice(constitution), *estimate(config, constitution, prompts, STAGES)):
+    stages = stages_of(config)
+    prompts = read_prompts(config, stages)
+    for line in (*advice(constitution), *estimate(config, constitution, prompts, stages)):
         console.say(line)
     console.say(f"{config.constitution}: {len(constitution.principles)} principles. All is well.")
     return 0
@@ -228,7 +229,6 @@ async def _stages(
     from solon.trainer.explain import open_run  # noqa: PLC0415
     from solon.trainer.pipeline import Pipeline  # noqa: PLC0415
     from solon.trainer.session import open_session  # noqa: PLC0415
-    from solon.trainer.state import STAGES  # noqa: PLC0415
 
     task = asyncio.current_task()
     assert task is not None
@@ -236,7 +236,7 @@ async def _stages(
     sources = [open_run(absolute_run_dir(url)) for url in reuse]
     with open_session(config, resume=resume) as session:
         pipeline = Pipeline(session, console, sources=sources)
-        await pipeline.run(STAGES if stage is None else (stage,))
+        await pipeline.run(None if stage is None else (stage,))
         if pipeline.state.is_done("evaluate"):
             _show_result(pipeline, console)
     return 0

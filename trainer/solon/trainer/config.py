@@ -46,6 +46,7 @@ OPERATIONAL: dict[str, Any] = {
         "max_dropped_share": True,
         "panel": {"max_failed_share"},
     },
+    "rl": {"reward": {"max_unscored_share"}},
 }
 """Keys that change no result, and so may differ when a run is resumed."""
 

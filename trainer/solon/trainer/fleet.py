@@ -183,6 +183,10 @@ class Fleet:
         found = self.judges().values() or [self._connected["judge"]]
         return ", ".join(one.info.model for one in found)
 
+    def address(self, role: Role) -> str:
+        """Where the service is."""
+        return self._connected[role].address
+
     def info(self, role: Role) -> ServerInfo:
         """What the service said of itself when the run connected."""
         return self._connected[role].info

@@ -17,6 +17,7 @@ from typing import Any
 
 from solon.constitution import Constitution
 from solon.trainer.config import OPERATIONAL, RunConfig, model_source
+from solon.trainer.course import stages_of
 from solon.trainer.plan import PROMPTS_OF
 from solon.trainer.prompts import PromptSet
 from solon.trainer.state import Stage, StageKey
@@ -57,7 +58,10 @@ READS: Mapping[Stage, Reads] = {
         stages=("sft",),
     ),
     "reward": Reads(keys=("seed", "reward"), stages=("sft", "preferences")),
-    "rl": Reads(keys=("seed", "prompts.rl", "rl"), stages=("sft", "reward")),
+    # the constitution and the judge: the judge may reward
+    "rl": Reads(
+        keys=("seed", "constitution", "models.judge", "prompts.rl", "rl"), stages=("sft", "reward")
+    ),
     # its answers belong to a model's weights, which each of them names: so no stages here
     "evaluate": Reads(
         keys=(
@@ -105,7 +109,7 @@ def stage_key(
         OSError: A model's files cannot be read.
     """
     reads = READS[stage]
-    results = [before[one] for one in reads.stages]
+    results = [before[one] for one in reads.stages if one in stages_of(config)]
     values = _without(_values(stage, config, constitution, prompts), reads.late)
     records = _digest([_FORMAT, stage, values, [key and key.result for key in results]])
     if None in results:

@@ -18,6 +18,7 @@ from typing import Any
 from solon import tracing
 from solon.trainer.config import model_source
 from solon.trainer.console import RunConsole, StageProgress
+from solon.trainer.course import needs, roles, stages_of
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.fleet import Fleet, Weights, open_fleet
 from solon.trainer.launch.local import Done, Note, Progress, Role, StageEvent, run_stage
@@ -35,19 +36,6 @@ from solon.trainer.store import RunDirectory
 FleetOpener = Callable[[Session, Collection[Role]], AbstractAsyncContextManager[Fleet]]
 """Gives a run the services of these roles for as long as the block lasts."""
 
-_NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
-    "revisions": (),
-    "sft": ("revisions",),
-    "preferences": ("sft",),
-    "reward": ("preferences",),
-    "rl": ("sft", "reward"),
-    "evaluate": (),
-}
-_ROLES: Mapping[Stage, frozenset[Role]] = {
-    "revisions": frozenset({"policy", "critic"}),
-    "preferences": frozenset({"policy", "judge"}),
-    "evaluate": frozenset({"policy", "judge"}),
-}
 _DATA_STAGES: Mapping[Stage, Callable[[StageContext], Awaitable[Summary]]] = {
     "revisions": revisions.run,
     "preferences": preferences.run,
@@ -92,14 +80,17 @@ class Pipeline:
         self.state = RunState(session.run)
         self._reuse = Reuse(session, self.state, sources) if sources else None
 
-    async def run(self, stages: Sequence[Stage] = STAGES) -> None:
+    async def run(self, stages: Sequence[Stage] | None = None) -> None:
         """Run those of the stages that are not done, in the order of a run.
+
+        ``stages``: None: all that the configuration has.
 
         Raises:
             TrainerError: Something the user can put right, or models that are not good enough.
             LaunchError: A service or a training stage did not stay up.
             SolonError: A service failed for longer than the configuration is patient.
         """
+        stages = stages_of(self._config) if stages is None else stages
         todo = self._todo(stages)
         for stage in stages:
             if stage not in todo:
@@ -115,11 +106,12 @@ class Pipeline:
                 key = await self._key(stage, prompts)
                 if self._takes(stage, key):
                     continue
-                if stage in _ROLES and fleet is None:
-                    roles = _roles_of(todo[todo.index(stage) :])
+                if roles(self._config, stage) and fleet is None:
+                    left = todo[todo.index(stage) :]
+                    wanted = frozenset(role for one in left for role in roles(self._config, one))
                     if not self._quiet:
-                        self._console.say(f"services: {', '.join(sorted(roles))}")
-                    fleet = await stack.enter_async_context(self._fleets(self.session, roles))
+                        self._console.say(f"services: {', '.join(sorted(wanted))}")
+                    fleet = await stack.enter_async_context(self._fleets(self.session, wanted))
                 await self._run_stage(stage, prompts, fleet, key)
 
     async def _key(self, stage: Stage, prompts: Mapping[str, PromptSet]) -> StageKey | None:
@@ -160,7 +152,8 @@ class Pipeline:
         for stage in todo:
             if stage not in ("revisions", "evaluate"):
                 _ = self._run.local
-            missing = [n for n in _NEEDS[stage] if n not in todo and not self.state.is_done(n)]
+            needed = needs(self._config, stage)
+            missing = [n for n in needed if n not in todo and not self.state.is_done(n)]
             if missing:
                 raise RunDirectoryError(
                     f"{self._run.url}: {stage} needs the stage {missing[0]}, which is not done; "
@@ -192,6 +185,9 @@ class Pipeline:
                     if stage == "evaluate" and self._reuse is not None:
                         self._reuse.take_answers(key, context.weights)
                     summary = await fleet.guard(_awaited(_DATA_STAGES[stage](context)))
+                elif fleet is not None and roles(self._config, stage):
+                    judge = fleet.address("judge")
+                    summary = await fleet.guard(self._train(stage, prompts, progress, judge))
                 else:
                     summary = await self._train(stage, prompts, progress)
         except BaseException:
@@ -202,7 +198,11 @@ class Pipeline:
         self._console.say(f"{stage}: done in {seconds:.1f} s{_figures(summary)}")
 
     async def _train(
-        self, stage: Stage, prompts: Mapping[str, PromptSet], progress: StageProgress
+        self,
+        stage: Stage,
+        prompts: Mapping[str, PromptSet],
+        progress: StageProgress,
+        judge: str | None = None,
     ) -> Summary:
         if stage == "rl":
             rows = [
@@ -224,7 +224,7 @@ class Pipeline:
         # a model appears whole: one that is there was finished by an attempt killed right after
         if not folder.exists():
             threads = self._config.services.training_threads
-            await run_stage(stage, self._run.local, on_event=on_event, threads=threads)
+            await run_stage(stage, self._run.local, on_event=on_event, threads=threads, judge=judge)
         version = f"{_MODEL_OF[stage]}-{weights_digest(folder)[:12]}"
         return {"weight_version": version, "metrics": metrics}
 
@@ -264,10 +264,6 @@ async def own_fleet(session: Session, roles: Collection[Role]) -> AsyncIterator[
             session.config, session.constitution, roles, log_dir=root / "logs"
         ) as fleet:
             yield fleet
-
-
-def _roles_of(stages: Collection[Stage]) -> frozenset[Role]:
-    return frozenset[Role]().union(*(_ROLES.get(stage, frozenset()) for stage in stages))
 
 
 def weights_digest(folder: Path) -> str:

@@ -121,6 +121,16 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
             f"preferences.principles: expected 1 to {usable}, the constitution's principles with a "
             f"comparison_instruction, or all; got {wanted!r}"
         )
+    if config.rl.reward.judge and config.preferences.panel is not None:
+        problems.append(
+            "rl.reward.judge: expected 0 beside preferences.panel, since one judge scores and a "
+            f"panel only compares; got {config.rl.reward.judge!r}"
+        )
+    if config.rl.reward.judge and not constitution.for_scoring:
+        problems.append(
+            f"rl.reward.judge: expected 0, since {config.constitution!r} has no principle with an "
+            f"absolute_question for the judge to score by; got {config.rl.reward.judge!r}"
+        )
     if problems:
         raise ConfigError("\n".join(problems))
 

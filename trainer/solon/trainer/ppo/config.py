@@ -9,7 +9,31 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from solon.trainer.settings import Settings
 from solon.trainer.training import WeightSettings
+
+
+class RewardSources(Settings):
+    """What a response is rewarded by: a weighted sum of scores, each on a scale of about 1."""
+
+    model: float = Field(default=1.0, ge=0)
+    """Weight of the reward model's score, >= 0; its scale is ``rl.normalise_reward``'s. 0: there is
+    no reward model, and the stages ``preferences`` and ``reward`` are left out of a run."""
+    judge: float = Field(default=0.0, ge=0)
+    """Weight of the judge's Score, >= 0 (direct RLAIF, 2309.00267, section 2.4). Each principle's
+    question is taken from its own answers' range to [-1, 1], and the principles' weighted mean is
+    the score. 0: the judge is not asked."""
+    min_option_mass: float = Field(default=0.0, ge=0, le=1)
+    """Least probability that a question's answers must hold together for a score, 0 to 1."""
+    max_unscored_share: float = Field(default=0.1, ge=0, le=1)
+    """An episode without a score teaches nothing; training stops when more than this part of a
+    batch has none, 0 to 1."""
+
+    @model_validator(mode="after")
+    def _something_rewards(self) -> RewardSources:
+        if self.model == 0 and self.judge == 0:
+            raise ValueError("model, judge: expected a weight above 0, got 0 for both")
+        return self
 
 
 class PPOConfig(WeightSettings):
@@ -23,6 +47,8 @@ class PPOConfig(WeightSettings):
     scale_by_group: bool = True
     """``grpo``: divide a group's advantages by their deviation, and a response's loss by its
     length (Shao et al. 2024). False: neither (Dr. GRPO, 2503.20783)."""
+    reward: RewardSources = RewardSources()
+    """What a response is rewarded by."""
     episodes: int = Field(default=20_000, ge=1)
     """Responses to learn from, in all, >= 1; rounded up to whole batches."""
     batch_size: int = Field(default=128, ge=1)

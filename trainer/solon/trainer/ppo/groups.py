@@ -132,6 +132,6 @@ def rloo_loss(
             "loss/policy_avg": loss.detach(),
             "policy/approxkl_avg": kl_estimate(old_logprobs_N, logprobs_N, "k3").sum() / tokens,
             "policy/clipfrac_avg": (clipped_b > plain_b).sum() / episodes,
-            "val/ratio": ratio_b.sum() / episodes,
+            "val/ratio": (ratio_b * mask_bR.any(dim=1)).sum() / episodes,
         }
     return loss, metrics

@@ -12,42 +12,23 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from solon.constitution import derive_seed
 from solon.trainer.ppo import math
+from solon.trainer.ppo.assessment import Assessor
 from solon.trainer.ppo.config import PPOConfig
-from solon.trainer.ppo.experience import Experience, from_groups, from_values
 from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
 from solon.trainer.ppo.order import prompt_rows
-from solon.trainer.ppo.rollout import (
-    Policy,
-    Samples,
-    ValueNetwork,
-    WithoutAdapter,
-    response_logprobs,
-    response_values,
-    sample,
-)
+from solon.trainer.ppo.rewards import WeightedReward
+from solon.trainer.ppo.rollout import Policy, Samples, ValueNetwork, WithoutAdapter, sample
 from solon.trainer.ppo.update import Learner, update
 
 Clock = Callable[[], float]
-
-
-class RewardFunction(Protocol):
-    """What scores whole episodes."""
-
-    def __call__(self, prompt_rows: Sequence[int], samples: Samples) -> Tensor:
-        """One score an episode, [B], before the truncation penalty.
-
-        Args:
-            prompt_rows: Of each episode, the place of its prompt among all prompts.
-            samples: The B episodes.
-        """
 
 
 class PPO:
@@ -60,7 +41,7 @@ class PPO:
         policy: Policy,
         reference: Policy | WithoutAdapter,
         value: ValueNetwork | None,
-        reward: RewardFunction,
+        reward: WeightedReward,
         prompts: Sequence[Sequence[int]],
         stop_ids: Sequence[int],
         pad_id: int,
@@ -90,12 +71,17 @@ class PPO:
         self.config, self.seed = config, seed
         self.accelerator = accelerator or Accelerator()
         _check_batch(config, self.accelerator.num_processes)
-        self._prompts, self._reward = prompts, reward
+        self._prompts = prompts
         self._stop_ids, self._pad_id = list(stop_ids), pad_id
-        self._reference = reference.to(self.accelerator.device).eval().requires_grad_(False)
         # dropout would make the ratio of an unchanged policy differ from 1
         value = value.eval() if value is not None else None
         self._learner = _learner(config, policy.eval(), value, self.accelerator)
+        self._assess = Assessor(
+            config=config,
+            reference=reference.to(self.accelerator.device).eval().requires_grad_(False),
+            reward=reward,
+            reduce=self._learner.sum,
+        )
         self._progress = _Progress(kl_coefficient=config.kl_coefficient)
         self.accelerator.register_for_checkpointing(self._progress)
         checkpoint_what_learns(self.accelerator)
@@ -128,7 +114,10 @@ class PPO:
             samples = self._sample(rows)
         sampled = clock()
         with self.accelerator.autocast():
-            experience, metrics = self._score(rows, samples)
+            experience, metrics = self._assess(
+                rows, samples, value=self.value, kl_coefficient=self._progress.kl_coefficient
+            )
+        metrics["objective/kl_coefficient"] = self._progress.kl_coefficient
         scored = clock()
         metrics |= {"lr": self._set_learning_rates(), "eps": 0.0}
         generator = torch.Generator().manual_seed(self._derived_seed("shuffle"))
@@ -182,65 +171,6 @@ class PPO:
             pad_id=self._pad_id,
             generator=torch.Generator().manual_seed(self._derived_seed("sample")),
         )
-
-    def _score(self, rows: Sequence[int], samples: Samples) -> tuple[Experience, dict[str, float]]:
-        config, mask_BR = self.config, samples.mask_BR
-        reference_BR = response_logprobs(
-            self._reference,
-            samples,
-            temperature=config.temperature,
-            micro_batch_size=config.micro_batch_size,
-        )
-        valued = self._values(samples)
-        scores_B = self._reward(rows, samples).to(reference_BR)
-        scores_B = scores_B - config.truncation_penalty * (~samples.ended_B)
-        kl_BR = math.kl_estimate(samples.logprobs_BR, reference_BR, config.kl_estimator)
-        coefficient = self._progress.kl_coefficient
-        in_reward = 0.0 if config.has_kl_in_loss else coefficient
-        rewards_BR = math.token_rewards(scores_B, kl_BR, mask_BR, in_reward)
-        metrics = self._objective(samples, scores_B, rewards_BR, reference_BR)
-        if valued is None:
-            experience = from_groups(
-                config,
-                samples,
-                reference_BR,
-                rewards_BR.sum(dim=1),
-                kl_coefficient=coefficient if config.has_kl_in_loss else 0.0,
-            )
-            return experience, metrics
-        experience = from_values(
-            config, samples, reference_BR, rewards_BR, *valued, reduce=self._learner.sum
-        )
-        assert experience.value is not None
-        variance = math.explained_variance(
-            valued[0], experience.value.returns_BR, mask_BR, reduce=self._learner.sum
-        )
-        return experience, metrics | {"val/explained_variance": variance.item()}
-
-    def _values(self, samples: Samples) -> tuple[Tensor, Tensor | None] | None:
-        """As ``response_values``; None without a value network."""
-        network, size = self.value, self.config.micro_batch_size
-        if network is None:
-            return None
-        return response_values(network, samples, micro_batch_size=size)
-
-    def _objective(
-        self, samples: Samples, scores_B: Tensor, rewards_BR: Tensor, reference_BR: Tensor
-    ) -> dict[str, float]:
-        """Means over episodes of what an episode sums up over its tokens."""
-        rlhf_B = rewards_BR.sum(dim=1)
-        means = {
-            "objective/kl": (samples.logprobs_BR - reference_BR).sum(dim=1),
-            "objective/entropy": -samples.logprobs_BR.sum(dim=1),
-            "objective/non_score_reward": rlhf_B - scores_B,
-            "objective/rlhf_reward": rlhf_B,
-            "objective/scores": scores_B,
-            "objective/response_tokens": samples.response_lengths_B.float(),
-        }
-        metrics = {name: self._learner.mean(v.mean()).item() for name, v in means.items()}
-        metrics["objective/kl_coefficient"] = self._progress.kl_coefficient
-        metrics["val/num_eos_tokens"] = self._learner.sum(samples.ended_B.sum().float()).item()
-        return metrics
 
     def _set_learning_rates(self) -> float:
         config, batch = self.config, self._progress.batches

@@ -55,9 +55,12 @@ def kl_estimate(logprobs: Tensor, other_logprobs: Tensor, estimator: Literal["k1
 def token_rewards(
     scores_B: Tensor, kl_BR: Tensor, mask_BR: Tensor, kl_coefficient: float
 ) -> Tensor:
-    """[B, R]: -lambda KL at every token, and the score at the last (Ziegler et al. 2019, eq. 2)."""
+    """[B, R]: -lambda KL at every token, and the score at the last (Ziegler et al. 2019, eq. 2).
+
+    Where an episode has no tokens its score stands in the first place, off the mask.
+    """
     rewards_BR = torch.where(mask_BR, -kl_coefficient * kl_BR, 0)
-    last_B1 = mask_BR.sum(dim=1, keepdim=True) - 1
+    last_B1 = (mask_BR.sum(dim=1, keepdim=True) - 1).clamp(min=0)
     return rewards_BR.scatter_add(1, last_B1, scores_B.unsqueeze(1))
 
 

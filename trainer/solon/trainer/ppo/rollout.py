@@ -45,7 +45,7 @@ class Samples:
     ids_BT: Tensor
     prompt_lengths_B: Tensor
     response_lengths_B: Tensor
-    """Tokens, each >= 1."""
+    """Tokens, each >= 1 when it was sampled; 0 takes an episode out of whatever is learned."""
     logprobs_BR: Tensor
     """Under the sampling policy, at its temperature; 0 on padding."""
     ended_B: Tensor

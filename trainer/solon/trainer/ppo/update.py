@@ -100,8 +100,8 @@ def _accumulate_gradients(
     lengths_b = samples.response_lengths_B[rows_B]
     # gradients are averaged over processes, so each divides by its share of the whole
     counts = _Counts(
-        tokens=learner.mean(lengths_b.sum().float()),
-        episodes=learner.mean((lengths_b > 0).sum().float()),
+        tokens=learner.mean(lengths_b.sum().float()).clamp(min=1.0),
+        episodes=learner.mean((lengths_b > 0).sum().float()).clamp(min=1.0),
     )
     batches = micro_batches(samples.lengths_B[rows_B], config.micro_batch_size)
     totals: math.Metrics = {}

@@ -1,4 +1,4 @@
-"""RL-CAI: from the SL model, against the reward model (Bai et al. 2022, section 4).
+"""RL-CAI: from the SL model, against what rewards it (Bai et al. 2022, section 4).
 
 Puts the pieces of ``ppo`` together. Knows nothing of the run directory's layout or of how the
 reward model was trained. Imports no trl, which alone takes seconds.
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from solon.constitution import derive_seed
 from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
-from solon.trainer.ppo.loop import PPO, RewardFunction
+from solon.trainer.ppo.loop import PPO
 from solon.trainer.ppo.rollout import Policy, ValueNetwork, WithoutAdapter
 from solon.trainer.stages.adapters import (
     attach,
@@ -38,7 +38,7 @@ from solon.trainer.stages.modeling import (
     save_model,
     stop_ids,
 )
-from solon.trainer.stages.scoring import RewardModelScorer, RewardStatistics, TextRewardScorer
+from solon.trainer.stages.rewards import RewardModel, Sources, reward_of
 from solon.trainer.training import Report
 
 _CHECKPOINT = "batch-"
@@ -48,7 +48,7 @@ def train_rl(
     config: PPOConfig,
     *,
     base_model: str,
-    reward_model: str,
+    sources: Sources,
     data: Path,
     output: Path,
     checkpoints: Path,
@@ -60,7 +60,7 @@ def train_rl(
     Args:
         config: All that can be set.
         base_model: What the policy starts from, and is kept close to.
-        reward_model: The reward stage's directory; its tokenizer may be another one.
+        sources: What scores its responses.
         data: Parquet with ``prompt``, lists of ``{"role", "content"}`` that end with the user.
         output: Where the model's directory appears.
         checkpoints: A directory of this stage alone; the last checkpoint in it is gone on from.
@@ -79,7 +79,7 @@ def train_rl(
     lm = load_causal_lm(base_model, dtype=loaded_dtype(config))
     torch.manual_seed(derive_seed(seed, "rl-networks") >> 1)
     learner = prepared(lm, config, task="CAUSAL_LM", key="rl")
-    ppo = _build(config, lm, base_model, reward_model, tokenizer, messages, seed)
+    ppo = _build(config, lm, base_model, sources, tokenizer, messages, seed)
     _resume(ppo, checkpoints)
     report.start(ppo.batches_done)
     metrics: dict[str, float] = {}
@@ -100,7 +100,7 @@ def _build(
     config: PPOConfig,
     lm: PreTrainedModel,
     base_model: str,
-    reward_model: str,
+    sources: Sources,
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Messages],
     seed: int,
@@ -112,16 +112,17 @@ def _build(
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable()
     try:
-        reward, value = _reward_and_value(
-            config, base_model, reward_model, tokenizer, messages, accelerator.device
-        )
+        model = _reward_model(config, sources, accelerator.device)
+        value = None
+        if config.has_value_network:
+            value = _value_network(config, base_model, tokenizer, model)
         policy = Policy(lm)
         return PPO(
             config,
             policy=policy,
             reference=WithoutAdapter(policy) if config.lora else Policy(_frozen_copy(lm, config)),
             value=value,
-            reward=reward,
+            reward=reward_of(config, sources, model, tokenizer, messages),
             prompts=prompts,
             stop_ids=stops,
             pad_id=tokenizer.pad_token_id,
@@ -152,45 +153,22 @@ def _check_context(
         )
 
 
-def _reward_and_value(
-    config: PPOConfig,
-    base_model: str,
-    reward_model: str,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Messages],
-    device: torch.device,
-) -> tuple[RewardFunction, ValueNetwork | None]:
-    """The reward function; and the value network, if the algorithm has one."""
-    statistics = RewardStatistics.load(Path(reward_model)) if config.normalise_reward else None
-    reward_tokenizer = load_tokenizer(reward_model)
-    model = load_reward_model(
-        reward_model, pad_id=reward_tokenizer.pad_token_id, dtype=frozen_dtype(config)
+def _reward_model(config: PPOConfig, sources: Sources, device: torch.device) -> RewardModel | None:
+    if sources.reward_model is None:
+        return None
+    return RewardModel.load(
+        sources.reward_model,
+        normalise=config.normalise_reward,
+        dtype=frozen_dtype(config),
+        device=device,
     )
-    model.to(device)  # type: ignore[arg-type]
-    shared = reward_tokenizer.get_vocab() == tokenizer.get_vocab()
-    value = None
-    if config.has_value_network:
-        value = _value_network(config, base_model, tokenizer, model if shared else None, statistics)
-    size = config.micro_batch_size
-    if shared:
-        return RewardModelScorer(model, statistics, micro_batch_size=size), value
-    scorer = TextRewardScorer(
-        model,
-        statistics,
-        micro_batch_size=size,
-        encoder=ChatEncoder(reward_tokenizer, stop_ids(model, reward_tokenizer)),
-        policy_tokenizer=tokenizer,
-        prompts=messages,
-    )
-    return scorer, value
 
 
 def _value_network(
     config: PPOConfig,
     base_model: str,
     tokenizer: PreTrainedTokenizerBase,
-    reward_model: PreTrainedModel | None,
-    statistics: RewardStatistics | None,
+    reward_model: RewardModel | None,
 ) -> ValueNetwork:
     """It needs the policy's tokens: it starts as a reward model that has them, else as the SL.
 
@@ -198,14 +176,14 @@ def _value_network(
     """
     full = config.value_network == "full"
     mean, std = 0.0, 1.0
-    if reward_model is None:
+    if reward_model is None or not reward_model.reads(tokenizer):
         start = load_reward_model(
             base_model, pad_id=tokenizer.pad_token_id, dtype=frozen_dtype(config)
         )
     else:
-        start = copy.deepcopy(reward_model) if full else reward_model
-        if statistics is not None:
-            mean, std = statistics.mean, statistics.std
+        start = copy.deepcopy(reward_model.model) if full else reward_model.model
+        if reward_model.statistics is not None:
+            mean, std = reward_model.statistics.mean, reward_model.statistics.std
     if full and config.lora is None:
         start = start.float()
     value = ValueNetwork(start, mean=mean, std=std, train_trunk=full)

@@ -85,6 +85,21 @@ def score_sequences(
     return scores
 
 
+def response_texts(samples: Samples, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each response says."""
+    ids = [
+        row[start:end].tolist()
+        for row, start, end in zip(
+            samples.ids_BT,
+            samples.prompt_lengths_B.tolist(),
+            samples.lengths_B.tolist(),
+            strict=True,
+        )
+    ]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+
 class RewardModelScorer:
     """A reward model as PPO's reward function, on the policy's own tokens."""
 
@@ -136,18 +151,7 @@ class TextRewardScorer(RewardModelScorer):
 
     def __call__(self, prompt_rows: Sequence[int], samples: Samples) -> Tensor:
         """One score an episode, [B]."""
-        texts = self._policy_tokenizer.batch_decode(
-            [
-                row[start:end].tolist()
-                for row, start, end in zip(
-                    samples.ids_BT,
-                    samples.prompt_lengths_B.tolist(),
-                    samples.lengths_B.tolist(),
-                    strict=True,
-                )
-            ],
-            skip_special_tokens=True,
-        )
+        texts = response_texts(samples, self._policy_tokenizer)
         turns = self._encoder.turns(
             [self._prompts[row] for row in prompt_rows],
             [[{"role": "assistant", "content": text}] for text in texts],

@@ -21,19 +21,24 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from solon.trainer.config import RunConfig, load_run_config, model_source
 from solon.trainer.errors import RunDirectoryError, StageFailed, StoreError, TrainerError, UserError
+
+if TYPE_CHECKING:
+    from solon.trainer.stages.judge_scores import Judge
 
 _SFT_DATA = "export/sft/train.parquet"
 _PAIRS = "export/preferences/train.parquet"
 _TEST_PAIRS = "export/preferences/test.parquet"
 _RL_PROMPTS = "export/rl_prompts/train.parquet"
 _SL, _REWARD, _RL = "models/sl", "models/reward", "models/rl"
-_NEEDS = {
+_NEEDS: Mapping[str, Mapping[str, str]] = {
     "sft": {_SFT_DATA: "revisions"},
     "reward": {_SL: "sft", _PAIRS: "preferences"},
     "rl": {_SL: "sft", _REWARD: "reward", _RL_PROMPTS: "preferences"},
@@ -47,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="solon.trainer.stages.worker", description=__doc__)
     parser.add_argument("stage", choices=sorted(_STAGES))
     parser.add_argument("--run", type=Path, required=True, help="the run directory")
+    parser.add_argument("--judge", help="address of the judge, if the run started one")
     arguments = parser.parse_args(argv)
     events = _Events(_take_stdout())
     try:
-        metrics = _run(arguments.stage, arguments.run, events)
+        metrics = _run(arguments.stage, arguments.run, events, arguments.judge)
     except TrainerError as error:
         kind = "user" if isinstance(error, UserError) else "internal"
         events.send(event="error", kind=kind, text=str(error))
@@ -79,9 +85,9 @@ def _disk_is_full(error: Exception) -> bool:
     return any(words in str(error) for words in _FULL_DISK)
 
 
-def _run(stage: str, run: Path, events: _Events) -> dict[str, float]:
+def _run(stage: str, run: Path, events: _Events, judge: str | None) -> dict[str, float]:
     config = load_run_config(run)
-    for path, maker in _NEEDS[stage].items():
+    for path, maker in _needs(stage, config).items():
         if not (run / path).exists():
             raise RunDirectoryError(
                 f"{run / path}: expected what the {maker} stage makes, it does not exist; run it"
@@ -90,9 +96,15 @@ def _run(stage: str, run: Path, events: _Events) -> dict[str, float]:
     checkpoints = run / "checkpoints" / stage
     checkpoints.mkdir(parents=True, exist_ok=True)
     report = _RunReport(stage, run / "metrics.jsonl", events)
-    metrics = _STAGES[stage](config, run, checkpoints, report)
+    train = partial(_rl, judge=judge) if stage == "rl" else _STAGES[stage]
+    metrics = train(config, run, checkpoints, report)
     shutil.rmtree(checkpoints)
     return metrics
+
+
+def _needs(stage: str, config: RunConfig) -> dict[str, str]:
+    without_model = stage == "rl" and not config.rl.reward.model
+    return {p: maker for p, maker in _NEEDS[stage].items() if not (without_model and p == _REWARD)}
 
 
 def _quieten_libraries() -> None:
@@ -136,19 +148,49 @@ def _reward(
     )
 
 
-def _rl(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) -> dict[str, float]:
+def _rl(
+    config: RunConfig, run: Path, checkpoints: Path, report: _RunReport, judge: str | None = None
+) -> dict[str, float]:
+    from solon.trainer.stages.rewards import Sources  # noqa: PLC0415 - heavy
     from solon.trainer.stages.rl import train_rl  # noqa: PLC0415 - heavy
 
-    return train_rl(
-        config.rl,
-        base_model=str(run / _SL),
-        reward_model=str(run / _REWARD),
-        data=run / _RL_PROMPTS,
-        output=run / _RL,
-        checkpoints=checkpoints,
-        seed=config.seed,
-        report=report,
-    )
+    with _judge(config, run, judge, report) as connected:
+        return train_rl(
+            config.rl,
+            base_model=str(run / _SL),
+            sources=Sources(
+                reward_model=str(run / _REWARD) if config.rl.reward.model else None,
+                judge=connected,
+            ),
+            data=run / _RL_PROMPTS,
+            output=run / _RL,
+            checkpoints=checkpoints,
+            seed=config.seed,
+            report=report,
+        )
+
+
+@contextmanager
+def _judge(
+    config: RunConfig, run: Path, address: str | None, report: _RunReport
+) -> Iterator[Judge | None]:
+    """The judge, if it rewards; at the end it is told what it had no score for."""
+    if not config.rl.reward.judge:
+        yield None
+        return
+    from solon.trainer.session import saved_constitution  # noqa: PLC0415 - as below
+    from solon.trainer.stages.judge_scores import open_judge  # noqa: PLC0415 - imports gRPC
+    from solon.trainer.store import RunDirectory  # noqa: PLC0415 - as above
+
+    constitution = saved_constitution(RunDirectory(str(run)))
+    with open_judge(config, constitution, address=address, log_dir=run / "logs") as judge:
+        try:
+            yield judge
+        finally:
+            missing = {name: n for name, n in sorted(judge.outcomes.items()) if name != "made"}
+            listed = ", ".join(f"{n} {name}" for name, n in missing.items()) or "none"
+            made = judge.outcomes["made"]
+            report.message(f"rl: the judge scored {made} responses; without a score: {listed}")
 
 
 class _Events:

@@ -1,0 +1,46 @@
+"""The course of a run: which stages a configuration has, what each needs, which services it calls.
+
+Knows nothing of how a stage works or whether it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from solon.trainer.config import RunConfig
+from solon.trainer.launch.services import Role
+from solon.trainer.state import STAGES, Stage
+
+_NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
+    "revisions": (),
+    "sft": ("revisions",),
+    "preferences": ("sft",),
+    "reward": ("preferences",),
+    "evaluate": (),
+}
+_ROLES: Mapping[Stage, frozenset[Role]] = {
+    "revisions": frozenset({"policy", "critic"}),
+    "preferences": frozenset({"policy", "judge"}),
+    "evaluate": frozenset({"policy", "judge"}),
+}
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages that a whole run has, in their order: without those that nothing would use."""
+    if config.rl.reward.model:
+        return STAGES
+    return tuple(stage for stage in STAGES if stage not in ("preferences", "reward"))
+
+
+def needs(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
+    """The stages that must be done before this one."""
+    if stage != "rl":
+        return _NEEDS[stage]
+    return ("sft", "reward") if config.rl.reward.model else ("sft",)
+
+
+def roles(config: RunConfig, stage: Stage) -> frozenset[Role]:
+    """The services that the stage calls."""
+    if stage == "rl" and config.rl.reward.judge:
+        return frozenset({"judge"})
+    return _ROLES.get(stage, frozenset())

@@ -1,0 +1,159 @@
+"""What a batch of episodes is worth: scores, KL penalty, advantages, and the figures of all that.
+
+Shapes as in ``rollout``: B episodes of this process, R response tokens. Knows nothing of how
+episodes are sampled, how networks learn, or what scores them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solon.trainer.errors import StageFailed
+from solon.trainer.ppo import math
+from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.experience import Experience, from_groups, from_values
+from solon.trainer.ppo.rewards import Scores, WeightedReward
+from solon.trainer.ppo.rollout import (
+    Policy,
+    Samples,
+    ValueNetwork,
+    WithoutAdapter,
+    response_logprobs,
+    response_values,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assessor:
+    """Turns episodes into experience."""
+
+    config: PPOConfig
+    reference: Policy | WithoutAdapter
+    """The SL model, which the policy is kept close to."""
+    reward: WeightedReward
+    reduce: math.Reduce
+    """Sums over all processes."""
+
+    def __call__(
+        self,
+        prompt_rows: Sequence[int],
+        samples: Samples,
+        *,
+        value: ValueNetwork | None,
+        kl_coefficient: float,
+    ) -> tuple[Experience, dict[str, float]]:
+        """What is learned from the episodes, and the metrics ``objective/...`` and ``val/...``.
+
+        Args:
+            prompt_rows: Of each episode, the place of its prompt among all prompts.
+            samples: The B episodes. One without a score is left out: none of its tokens counts.
+            value: The value network, if the algorithm has one.
+            kl_coefficient: The present lambda, in rewards per nat.
+
+        Raises:
+            StageFailed: More episodes than ``reward.max_unscored_share`` have no score.
+        """
+        config = self.config
+        scores = self.reward(prompt_rows, samples)
+        unscored = self._unscored_share(scores)
+        samples = _only_scored(samples, scores.total_B)
+        reference_BR = response_logprobs(
+            self.reference,
+            samples,
+            temperature=config.temperature,
+            micro_batch_size=config.micro_batch_size,
+        )
+        scores_B = scores.total_B - config.truncation_penalty * (~samples.ended_B)
+        kl_BR = math.kl_estimate(samples.logprobs_BR, reference_BR, config.kl_estimator)
+        in_reward = 0.0 if config.has_kl_in_loss else kl_coefficient
+        rewards_BR = math.token_rewards(scores_B, kl_BR, samples.mask_BR, in_reward)
+        metrics = self._objective(samples, scores, scores_B, rewards_BR, reference_BR)
+        metrics |= {"objective/unscored_share": unscored}
+        if value is None:
+            in_loss = kl_coefficient if config.has_kl_in_loss else 0.0
+            rewards_B = rewards_BR.sum(dim=1)
+            return from_groups(
+                config, samples, reference_BR, rewards_B, kl_coefficient=in_loss
+            ), metrics
+        return self._with_values(samples, reference_BR, rewards_BR, value, metrics)
+
+    def _with_values(
+        self,
+        samples: Samples,
+        reference_BR: Tensor,
+        rewards_BR: Tensor,
+        value: ValueNetwork,
+        metrics: dict[str, float],
+    ) -> tuple[Experience, dict[str, float]]:
+        values_BR, features_BRH = response_values(
+            value, samples, micro_batch_size=self.config.micro_batch_size
+        )
+        experience = from_values(
+            self.config,
+            samples,
+            reference_BR,
+            rewards_BR,
+            values_BR,
+            features_BRH,
+            reduce=self.reduce,
+        )
+        assert experience.value is not None
+        variance = math.explained_variance(
+            values_BR, experience.value.returns_BR, samples.mask_BR, reduce=self.reduce
+        )
+        return experience, metrics | {"val/explained_variance": variance.item()}
+
+    def _unscored_share(self, scores: Scores) -> float:
+        missing_B = scores.total_B.isnan()
+        share = self._mean(missing_B.float(), torch.ones_like(missing_B))
+        limit = self.config.reward.max_unscored_share
+        if share > limit:
+            raise StageFailed(
+                f"rl: {share:.0%} of a batch's responses have no score, which is more than "
+                f"rl.reward.max_unscored_share = {limit!r} allows. Look at the judge's log and at "
+                "rl.reward.min_option_mass, or raise the limit and run again with --resume"
+            )
+        return share
+
+    def _objective(
+        self,
+        samples: Samples,
+        scores: Scores,
+        scores_B: Tensor,
+        rewards_BR: Tensor,
+        reference_BR: Tensor,
+    ) -> dict[str, float]:
+        """Means over episodes with a score of what an episode sums up over its tokens."""
+        rlhf_B = rewards_BR.sum(dim=1)
+        means = {
+            "objective/kl": (samples.logprobs_BR - reference_BR).sum(dim=1),
+            "objective/entropy": -samples.logprobs_BR.sum(dim=1),
+            "objective/non_score_reward": rlhf_B - scores_B,
+            "objective/rlhf_reward": rlhf_B,
+            "objective/scores": scores_B,
+            "objective/response_tokens": samples.response_lengths_B.float(),
+        }
+        known_B = ~scores_B.isnan()
+        metrics = {name: self._mean(values_B, known_B) for name, values_B in means.items()}
+        for source, found_B in scores.by_source.items():
+            metrics[f"objective/{source}_scores"] = self._mean(found_B, ~found_B.isnan())
+        metrics["val/num_eos_tokens"] = self.reduce(samples.ended_B.sum().float()).item()
+        return metrics
+
+    def _mean(self, values_B: Tensor, mask_B: Tensor) -> float:
+        return math.masked_mean(values_B, mask_B, reduce=self.reduce).item()
+
+
+def _only_scored(samples: Samples, total_B: Tensor) -> Samples:
+    """The same episodes; the response of one without a score has no tokens."""
+    missing_B = total_B.isnan()
+    return dataclasses.replace(
+        samples,
+        response_lengths_B=samples.response_lengths_B.masked_fill(missing_B, 0),
+        logprobs_BR=samples.logprobs_BR.masked_fill(missing_B.unsqueeze(1), 0.0),
+    )
