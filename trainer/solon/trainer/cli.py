@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from solon.trainer import calls, constitutions
+from solon.trainer import calls, constitutions, prompt_commands
 
 if TYPE_CHECKING:
     from solon.trainer.config import RunConfig
@@ -32,8 +32,14 @@ _STAGES = {
     "rl": "reinforcement learning against the preference model",
     "evaluate": "measure every model of the run on held-out prompts",
 }
-_WITHOUT_RUN = (*calls.COMMANDS, constitutions.COMMAND, "explain", "diff")
-"""Commands that make nothing: there is no configuration to override, and nothing to go on with."""
+_WITHOUT_RUN = (
+    *calls.COMMANDS,
+    constitutions.COMMAND,
+    prompt_commands.COMMAND,
+    "explain",
+    "diff",
+)
+"""Commands without a run: there is no configuration to override."""
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -103,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("other", metavar="RUN_B", help="another")
     diff.add_argument("--json", action="store_true", help="one JSON object")
     constitutions.add_parser(commands)
+    prompt_commands.add_parser(commands)
     calls.add_parsers(commands)
     return parser
 
@@ -147,7 +154,12 @@ def _explained(options: argparse.Namespace) -> int:
 
 
 def _command(options: argparse.Namespace) -> int:
-    readers = {constitutions.COMMAND: constitutions.run, "explain": _explain, "diff": _diff}
+    readers = {
+        constitutions.COMMAND: constitutions.run,
+        prompt_commands.COMMAND: prompt_commands.run,
+        "explain": _explain,
+        "diff": _diff,
+    }
     if options.command in _WITHOUT_RUN:
         return readers.get(options.command, calls.run)(options)
     from solon.trainer.config import absolute_run_dir, load_config  # noqa: PLC0415
@@ -259,7 +271,8 @@ def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
 
 def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
     if options.command in _WITHOUT_RUN:
-        return f"solon: {why}"
+        kept = "; " + prompt_commands.ON_INTERRUPTION if "samples" in options else ""
+        return f"solon: {why}{kept}"
     where = f" --run {options.run}" if options.run else ""
     where += "".join(f" --reuse {run}" for run in getattr(options, "reuse", ()))
     overrides = "".join(f" {text}" for text in options.overrides)

@@ -14,7 +14,7 @@ from solon.chat import Conversation
 from solon.constitution.selection import derive_seed
 from solon.trainer.errors import PromptError
 from solon.trainer.importers import Importer, content_id, place_of
-from solon.trainer.prompt_settings import PromptSource, SandboxKind
+from solon.trainer.prompt_settings import FormatName, PromptSource, SandboxKind
 
 Split = Literal["train", "eval"]
 
@@ -66,7 +66,7 @@ def load_prompts(
     seen: set[str] = set()
     duplicates = unusable = 0
     for index, source in enumerate(sources):
-        reader = _Reader(source, split, derive_seed(seed, "prompts", purpose, index))
+        reader = SourceReader(source, split, derive_seed(seed, "prompts", purpose, index))
         for prompt in reader:
             content = content_id(prompt.conversation)
             if content in seen:
@@ -83,16 +83,27 @@ def load_prompts(
     return PromptSet(prompts=tuple(kept.values()), duplicates=duplicates, unusable=unusable)
 
 
-class _Reader:
-    """One source, read once."""
+class SourceReader:
+    """The prompts of one source, row by row, as they are; read once."""
 
-    def __init__(self, source: PromptSource, split: Split, seed: int) -> None:
+    def __init__(self, source: PromptSource, split: Split = "train", seed: int = 0) -> None:
+        """Look at nothing yet; ``split`` and ``seed`` are of sandbox sources."""
         self._source = source
         self._split: Split = split
         self._seed = seed
         self.unusable = 0
+        """Rows that hold no prompt and were left out; known at the end, like what follows."""
+        self.excluded = 0
+        """Rows that ``where`` left out."""
+        self.format: FormatName | None = None
+        """What the rows of a file are."""
 
     def __iter__(self) -> Iterator[Prompt]:
+        """Read.
+
+        Raises:
+            PromptError: The source is missing, broken, or has fewer prompts than its count.
+        """
         kind = self._source.sandbox_kind
         yield from self._from_file() if kind is None else self._from_sandbox(kind)
 
@@ -114,7 +125,8 @@ class _Reader:
                 row=made.row,
                 category=made.category,
             )
-        self.unusable = importer.unusable
+        self.unusable, self.excluded = importer.unusable, importer.excluded
+        self.format = importer.format.name if importer.format else None
         if count == 0:
             raise PromptError(f"{source.source}: expected at least one prompt, got none")
         if source.count is not None and count < source.count:

@@ -219,6 +219,18 @@ JUDGED_PAIRS = pa.schema(
 )
 """A row a pair of two models' responses. ``a_is_better``: by the oracle; null without one."""
 
+PROMPT_SAMPLES = pa.schema(
+    [
+        ("id", _TEXT),
+        ("topic", _TEXT),
+        ("examples", pa.list_(_TEXT)),
+        ("prompt", MESSAGES),
+        ("completion", COMPLETION),
+        ("policy", pa.struct(ANSWERED)),
+    ]
+)
+"""A row an answer that may be a prompt. ``id``: its number; ``examples``: ids of seed prompts."""
+
 SFT_EXPORT = pa.schema(
     [
         ("id", _TEXT),
