@@ -94,6 +94,10 @@ BROKEN = [
     ("seed: -1\n", ["config.yml:7: seed: expected greater than or equal to 0, got -1"]),
     ("revisions: {round: 3}\n", ["config.yml:7: revisions.round: unknown key", "'rounds'"]),
     ("revisions:\n  rounds: 99\n", ["config.yml:8: revisions.rounds:", "99", "1 to 8"]),
+    (
+        "revisions: {rounds: 2, train_rounds: 3}\n",
+        ["config.yml:7: revisions: train_rounds: expected at most rounds=2, got 3"],
+    ),
     ("revisions:\n  rounds: many\n", ["revisions.rounds: expected a whole number, got 'many'"]),
     ("rl: {clip: -1}\n", ["config.yml:7: rl.clip: expected greater than 0, got -1"]),
     (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from solon.constitution import load, resolve
@@ -203,7 +205,9 @@ async def test_of_the_same_records_something_else_is_made(
     first: Path, config: Path, tmp_path: Path
 ) -> None:
     second = tmp_path / "second"
-    settings = load_config(str(config), ["revisions.train_on=last", f"run_dir={second}"])
+    # SL-CAI-2, with few helpful responses
+    changes = ["revisions.train_rounds=2", "revisions.helpful_share=0.1"]
+    settings = load_config(str(config), [*changes, f"run_dir={second}"])
     state = await run_stages(settings, "revisions", sources=[first])
     origin = state.origin("revisions")
     assert origin is not None
@@ -212,7 +216,12 @@ async def test_of_the_same_records_something_else_is_made(
     assert (second / "revisions/part-000000.parquet").samefile(
         first / "revisions/part-000000.parquet"
     )
-    assert state.summary("revisions")["examples"] == RED + HELPFUL
+    helpful = 2 * RED // 9
+    assert 0 < helpful < HELPFUL
+    examples = pq.read_table(second / "export/sft/train.parquet").column("round").to_pylist()
+    assert Counter(examples) == {0: helpful, 1: RED, 2: RED}
+    summary = state.summary("revisions")
+    assert (summary["examples"], summary["surplus"]) == (len(examples), HELPFUL - helpful)
 
 
 async def test_answers_of_the_same_weights_are_not_asked_for_again(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solon.trainer.errors import ConfigError, RunDirectoryError
 from solon.trainer.ppo.rollout import sample
-from solon.trainer.stages.calibration import calibration_error
+from solon.trainer.stages.calibration import calibration_error, reliability
 from solon.trainer.stages.modeling import ChatEncoder, batch_order, load_causal_lm
 from solon.trainer.stages.reward import soft_preference_loss, train_reward
 from solon.trainer.stages.sft import train_sft
@@ -172,13 +172,20 @@ def test_the_calibration_error_is_the_one_worked_out_by_hand() -> None:
     # leaning 0.9 twice (one bin), right once: |1.8 - 1| ; leaning 0.6 against 0.6: 0
     assert calibration_error([0.9, 0.1, 0.6], [1.0, 1.0, 0.6]) == pytest.approx(0.8 / 3)
     assert calibration_error([0.75, 0.25], [0.75, 0.25]) == pytest.approx(0.0)
+    bins = reliability([0.92, 0.08, 0.62], [1.0, 1.0, 0.6])
+    assert [found["pairs"] for found in bins] == [0, 0, 1, 0, 0, 0, 0, 0, 2, 0]
+    assert (bins[8]["from"], bins[8]["to"]) == (0.9, 0.95)
+    assert bins[8]["predicted"] == pytest.approx(0.92)
+    assert bins[8]["target"] == pytest.approx(0.5)
 
 
 @pytest.fixture
 def reward(
     base_model: Path, run_dir: Path, recorder: Callable[..., Any]
 ) -> Callable[..., tuple[dict[str, float], Any]]:
-    def run(name: str, config: RewardConfig = REWARD, **how: Any) -> Any:
+    def run(
+        name: str, config: RewardConfig = REWARD, *, half: int | None = None, **how: Any
+    ) -> Any:
         report = recorder(**how)
         metrics = train_reward(
             config,
@@ -189,6 +196,7 @@ def reward(
             checkpoints=run_dir / "checkpoints" / name,
             seed=3,
             report=report,
+            half=half,
         )
         return metrics, report
 
@@ -202,8 +210,24 @@ def test_the_reward_model_learns_the_labels_and_leaves_its_scale(
     assert metrics["test_accuracy"] > 0.9
     assert metrics["test_calibration_error"] < 0.25
     assert report.steps[-1][2]["accuracy"] > report.steps[0][2]["accuracy"]
+    figures = json.loads((run_dir / "models/reward/figures.json").read_text())
+    assert figures["metrics"] == metrics
+    assert sum(found["pairs"] for found in figures["reliability"]) == metrics["test_pairs"] == 12
     saved = json.loads((run_dir / "models/reward/reward_statistics.json").read_text())
     assert saved == {"mean": metrics["mean"], "std": metrics["std"], "responses": 96}
+
+
+def test_two_reward_models_may_learn_from_prompts_that_they_do_not_share(
+    reward: Callable[..., Any], run_dir: Path
+) -> None:
+    config = REWARD.model_copy(update={"epochs": 1})
+    (first, _), (second, _) = (reward(str(half), config, half=half) for half in (0, 1))
+    assert first["pairs"] + second["pairs"] == 48
+    assert min(first["pairs"], second["pairs"]) > 10
+    data = run_dir / "export/preferences/train.parquet"
+    pq.write_table(pq.read_table(data).slice(0, 1), data)
+    with pytest.raises(RunDirectoryError, match=r"set reward\.test_model=false"):
+        _ = [reward(f"few-{half}", config, half=half) for half in (0, 1)]
 
 
 def test_hard_labels_make_the_model_surer_than_soft_ones(reward: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,8 +17,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from solon.trainer.stages import worker
 from solon.trainer.stages.modeling import save_model
 from solon.trainer.stages.scoring import RewardStatistics
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
 
 
 def start_worker(*arguments: str) -> subprocess.Popen[str]:
@@ -94,6 +100,49 @@ def test_a_stage_on_trl_speaks_json_alone_and_leaves_its_model(run_dir: Path) ->
     assert (run_dir / "models/sl/model.safetensors").exists()
     assert [row["step"] for row in metrics_rows(run_dir, "sft")] == [2, 4, 6, 8, 10, 12]
     assert "Traceback" not in stderr
+
+
+class Events(io.StringIO):
+    """What a stage says, until it says a word."""
+
+    def __init__(self, until: str | None = None) -> None:
+        super().__init__()
+        self.until = until
+
+    def write(self, line: str) -> int:
+        if self.until is not None and self.until in line:
+            raise KilledError(self.until)
+        return super().write(line)
+
+
+def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finished(
+    run_dir: Path, base_model: Path
+) -> None:
+    shutil.copytree(base_model, run_dir / "models/sl")
+    saved = run_dir / "config.yaml"
+    saved.write_text(
+        saved.read_text().replace("reward: {epochs: 2", "reward: {epochs: 1, test_model: true")
+    )
+
+    def reward(events: Events) -> dict[str, float]:
+        return worker._run("reward", run_dir, worker._Events(events), judge=None)
+
+    with pytest.raises(KilledError):
+        reward(Events(until='"stage": "reward"'))
+    assert not (run_dir / "models/reward").exists()
+    resumed = Events()
+    figures = reward(resumed)
+    assert "reward_test" not in resumed.getvalue()
+    assert figures["pairs"] + figures["test_model/pairs"] == 48
+    assert {figures["test_pairs"], figures["test_model/test_pairs"]} == {12}
+    first, second = (
+        load_file(run_dir / f"models/{name}/model.safetensors")
+        for name in ("reward", "reward_test")
+    )
+    assert not torch.equal(first["score.weight"], second["score.weight"])
+    for name in ("reward_test", "reward"):
+        steps = [row["step"] for row in metrics_rows(run_dir, name)]
+        assert steps == sorted(set(steps))
 
 
 def test_what_an_earlier_stage_did_not_make_is_the_users_error(run_dir: Path) -> None:

@@ -151,7 +151,9 @@ def _exports(
     config = saved_config(run)
     found: dict[str, list[Mapping[str, Any]]] = {}
     if made is not None:
-        found["sft/train"] = list(revisions.examples_of(made, config.revisions))
+        left_out = revisions.surplus(run, config.revisions)
+        examples = revisions.examples_of(made, config.revisions)
+        found["sft/train"] = [row for row in examples if row["id"] not in left_out]
     if compared is not None:
         split = preference_export.split_of(compared["id"], config.preferences.test_share)
         out = preference_export.copied(run, config.preferences.filters.max_copies)

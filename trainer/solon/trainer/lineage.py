@@ -49,7 +49,12 @@ READS: Mapping[Stage, Reads] = {
             "prompts.helpfulness",
             "revisions",
         ),
-        late=("revisions.train_on", "revisions.max_repetition"),
+        late=(
+            "revisions.train_on",
+            "revisions.train_rounds",
+            "revisions.helpful_share",
+            "revisions.max_repetition",
+        ),
     ),
     "sft": Reads(keys=("seed", "models.base_for_sft", "sft"), stages=("revisions",)),
     "preferences": Reads(

@@ -29,10 +29,11 @@ _RESULT: Mapping[Stage, tuple[str, ...]] = {
     "revisions": ("revisions", "export/sft"),
     "sft": ("models/sl",),
     "preferences": ("preferences", "export/preferences"),
-    "reward": ("models/reward",),
+    "reward": ("models/reward", "models/reward_test"),
     "rl": ("models/rl", "export/rl_prompts"),
 }
-"""Stage -> the folders of its result. The first appears last: with it the result is there."""
+"""Stage -> the folders of its result. The first appears last: with it the result is there. Of the
+others some are made with some configurations only."""
 _METRICS = "metrics.jsonl"
 
 
@@ -131,7 +132,8 @@ class Reuse:
     def _link(self, source: RunDirectory, stage: Stage, folders: Sequence[str]) -> None:
         try:
             for folder in reversed(folders):
-                _link_folder(source.local / folder, self._run.local / folder)
+                if folder == folders[0] or (source.local / folder).exists():
+                    _link_folder(source.local / folder, self._run.local / folder)
             if source.storage.exists(_METRICS):
                 self._take_metrics(source, stage)
         except OSError as error:
@@ -158,7 +160,7 @@ def _origin(source: RunDirectory, state: RunState, stage: Stage, *, whole: bool)
 
 def _is_of(line: bytes, stage: Stage) -> bool:
     # a line without its end is of a stage at work, which is not one that is taken
-    return line.endswith(b"\n") and json.loads(line)["stage"] == stage
+    return line.endswith(b"\n") and json.loads(line)["stage"] in (stage, f"{stage}_test")
 
 
 def _link_folder(source: Path, target: Path) -> None:

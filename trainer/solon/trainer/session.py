@@ -107,7 +107,8 @@ def _require_same(run: RunDirectory, config: RunConfig, constitution: Constituti
         raise RunDirectoryError(
             f"{run.url}: was made with another configuration, so that its records would not fit:"
             f"\n  {listed}\nGo on as it was: `solon run {run.url} --resume`. Use the changes: "
-            "start another run with --run DIRECTORY"
+            f"start another run with --run DIRECTORY; --reuse {run.url} takes over what they leave "
+            "as it is"
         )
     kept = saved_constitution(run)
     if kept.digest != constitution.digest:

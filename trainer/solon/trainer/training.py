@@ -109,6 +109,11 @@ class RewardConfig(TrainingSettings):
     section 2); 0 is off."""
     near_tie: float = Field(default=0.05, ge=0, lt=0.5)
     """Test pairs whose label is within this of 1/2 do not count for accuracy, in [0, 1/2)."""
+    test_model: bool = False
+    """Train two models, each on the pairs of one half of the prompts: the stage rl learns from the
+    one in ``models/reward``, and that in ``models/reward_test`` shows when it only learns to please
+    the first (Bai et al. 2022a, 2204.05862, section 4.2: train PM and test PM). False: one model,
+    on all."""
 
 
 class Report(Protocol):

@@ -79,6 +79,7 @@ async def run(context: StageContext) -> Summary:
         "prompts": len(items),
         "examples": examples,
         "repetitive": left_out,
+        "surplus": len(surplus(context.run, config)),
         "outcomes": dict(share.counts),
     }
 
@@ -89,14 +90,34 @@ def export(run: RunDirectory, config: RevisionsConfig) -> int:
     Raises:
         StageFailed: There are none.
     """
-    records = run.parts(FOLDER, REVISIONS).records()
-    examples = [example for record in records for example in examples_of(record, config)]
+    out = surplus(run, config)
+    examples = [
+        example
+        for record in run.parts(FOLDER, REVISIONS).records()
+        for example in examples_of(record, config)
+        if example["id"] not in out
+    ]
     if not examples:
         raise StageFailed(
             "revisions: no response or revision can be trained on; look at the records in "
             f"{run.url}/{FOLDER}"
         )
     return run.export("sft/train", examples, SFT_EXPORT)
+
+
+def surplus(run: RunDirectory, config: RevisionsConfig) -> frozenset[str]:
+    """Ids of the examples that ``helpful_share`` leaves out, which no record knows by itself."""
+    if config.helpful_share is None:
+        return frozenset()
+    revised, helpful = 0, []
+    for record in run.parts(FOLDER, REVISIONS).records():
+        ids = [example["id"] for example in examples_of(record, config)]
+        if record["kind"] == "helpfulness":
+            helpful += ids
+        else:
+            revised += len(ids)
+    most = int(config.helpful_share / (1 - config.helpful_share) * revised + 1e-9)
+    return frozenset(sorted(helpful, key=lambda name: derive_seed(0, "surplus", name))[most:])
 
 
 def repetitive(run: RunDirectory, config: RevisionsConfig) -> int:
@@ -174,7 +195,7 @@ def _worst(responses: list[Outcome], rounds: list[RefinedRound]) -> str:
 
 
 def examples_of(record: Record, config: RevisionsConfig) -> Iterator[dict[str, Any]]:
-    """The rows of SFT_EXPORT that come of a record, of ``all`` rounds or the ``last``."""
+    """The rows of SFT_EXPORT that come of a record, of the rounds that are to be trained on."""
     usable = [
         (number, text)
         for number, text in _whole(record)
@@ -184,6 +205,8 @@ def examples_of(record: Record, config: RevisionsConfig) -> Iterator[dict[str, A
         for number, text in usable:
             yield _example(record, f"{record['id']}:h{number}", 0, text)
         return
+    if config.train_rounds is not None:
+        usable = [(number, text) for number, text in usable if number <= config.train_rounds]
     for number, text in usable[-1:] if config.train_on == "last" else usable:
         yield _example(record, f"{record['id']}:r{number}", number, text)
 

@@ -6,6 +6,7 @@ directory's layout, or of what the scores are used for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +16,36 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, set_seed
 from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.stages.adapters import finished, loaded_dtype, prepared
-from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.modeling import (
     ChatEncoder,
-    Messages,
     batch_order,
     load_causal_lm,
     load_reward_model,
     load_tokenizer,
-    read_columns,
     save_model,
     stop_ids,
+)
+from solon.trainer.stages.pairs import (
+    Agreement,
+    Pair,
+    agreement,
+    read_pairs,
+    soft_cross_entropy,
+    target,
+    without_long,
 )
 from solon.trainer.stages.scoring import RewardStatistics, pad_ids, score_sequences
 from solon.trainer.stages.supervised import WholeCheckpoints, train, trainer_arguments
 from solon.trainer.training import Report, RewardConfig
+
+FIGURES = "figures.json"
+"""In the model's directory: what ``train_reward`` returned, and the bins of its calibration."""
 
 
 def soft_preference_loss(
@@ -48,22 +57,8 @@ def soft_preference_loss(
     al. 2022, section 4.1); p = 1 is the usual hard loss. ``centering`` times the mean of
     (r_chosen + r_rejected)^2 is added (Eisenstein et al. 2023, section 2).
     """
-    difference_B = chosen_B - rejected_B
-    losses_B = -probability_B * logsigmoid(difference_B) - (1 - probability_B) * logsigmoid(
-        -difference_B
-    )
+    losses_B = soft_cross_entropy(chosen_B - rejected_B, probability_B)
     return losses_B.mean() + centering * ((chosen_B + rejected_B) ** 2).mean()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Pair:
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    probability: float
-
-    @property
-    def length(self) -> int:
-        return max(len(self.chosen_ids), len(self.rejected_ids))
 
 
 class _Trainer(WholeCheckpoints, RewardTrainer):
@@ -108,6 +103,7 @@ def train_reward(
     checkpoints: Path,
     seed: int,
     report: Report,
+    half: int | None = None,
 ) -> dict[str, float]:
     """Train a reward model from ``base_model`` (the SL model) and publish it at ``output``.
 
@@ -117,36 +113,30 @@ def train_reward(
         data: Parquet with ``prompt``, ``chosen``, ``rejected`` (lists of ``{"role", "content"}``)
             and ``probability``, that ``chosen`` is better.
         test_data: The same, for the figures; may not exist.
-        output: Where the model's directory appears, ``reward_statistics.json`` in it,
-            and the adapter's directory if there is one.
+        output: Where the model's directory appears, ``reward_statistics.json`` and
+            ``figures.json`` in it, and the adapter's directory if there is one.
         checkpoints: A directory of this stage alone; a whole checkpoint in it is gone on from.
         seed: In [0, 2**64); same seed, same model.
         report: Told of every step.
+        half: 0 or 1: train on that half of the prompts alone; None: on all.
 
     Returns:
         ``pairs``, ``too_long``, ``steps``, ``mean`` and ``std`` of the training scores; if there
-        are test pairs ``test_accuracy`` (near ties left out), ``test_loss`` and
-        ``test_calibration_error`` against the labels, ``test_pairs``.
+        are test pairs the ``test_`` figures of ``pairs.agreement``. They are in ``figures.json``,
+        too, with the reliability of the test pairs.
 
     Raises:
         ConfigError: The model cannot be loaded, its chat template cannot be trained on, or
             ``lora.target_modules`` does not fit it.
-        RunDirectoryError: There are no training pairs, or all are too long.
+        RunDirectoryError: There are no training pairs, or none in ``half``, or all are too long.
     """
     tokenizer = load_tokenizer(base_model)
     encoder = ChatEncoder(tokenizer, stop_ids(load_causal_lm(base_model), tokenizer))
     set_seed(seed % 2**32)  # of the new head and of the adapters
     model = load_reward_model(base_model, pad_id=tokenizer.pad_token_id, dtype=loaded_dtype(config))
     learner = prepared(model, config, task="SEQ_CLS", key="reward")
-    read = _read(data, encoder)
-    pairs = [pair for pair in read if pair.length <= config.max_length]
-    if not pairs:
-        raise RunDirectoryError(
-            f"{data}: expected pairs of at most reward.max_length={config.max_length} tokens, all "
-            f"{len(read)} are longer; raise reward.max_length"
-        )
-    if len(pairs) < len(read):
-        report.message(f"{len(read) - len(pairs)} of {len(read)} pairs exceed reward.max_length")
+    read = _of_half(read_pairs(data, encoder), half, data)
+    pairs = without_long(read, config.max_length, key="reward", data=data, report=report)
     trainer = _Trainer(
         model=learner,
         args=TrlRewardConfig(
@@ -167,28 +157,29 @@ def train_reward(
     }
     statistics = _statistics(model, pairs, config)
     metrics |= {"mean": statistics.mean, "std": statistics.std}
+    tested = None
     if test_data.exists() and pq.read_metadata(test_data).num_rows:
-        metrics |= _test(model, _read(test_data, encoder), config)
+        tested = _test(model, read_pairs(test_data, encoder), config)
+        metrics |= tested.metrics
     if trainer.is_world_process_zero():
-        files = {RewardStatistics.FILE: statistics.to_json()}
+        figures = {"metrics": metrics, "reliability": tested.reliability if tested else []}
+        files = {RewardStatistics.FILE: statistics.to_json(), FIGURES: json.dumps(figures)}
         save_model(output, model, tokenizer, files, adapter=adapter)
     return metrics
 
 
-def _read(path: Path, encoder: ChatEncoder) -> list[_Pair]:
-    columns = read_columns(path, ["prompt", "chosen", "rejected", "probability"])
-    prompts = cast("list[Messages]", columns["prompt"])
-    chosen = encoder.turns(prompts, cast("list[Messages]", columns["chosen"]))
-    rejected = encoder.turns(prompts, cast("list[Messages]", columns["rejected"]))
-    return [
-        _Pair(chosen_ids=c.ids, rejected_ids=r.ids, probability=p)
-        for c, r, p in zip(
-            chosen, rejected, cast("list[float]", columns["probability"]), strict=True
+def _of_half(pairs: Sequence[Pair], half: int | None, data: Path) -> list[Pair]:
+    found = [pair for pair in pairs if half is None or pair.half == half]
+    if not found:
+        raise RunDirectoryError(
+            f"{data}: expected pairs on enough prompts for two models, got {len(pairs)} pairs of "
+            "which one half of the prompts has none; set reward.test_model=false, or give more "
+            "prompts"
         )
-    ]
+    return found
 
 
-def _dataset(pairs: Sequence[_Pair], config: RewardConfig, seed: int) -> Dataset:
+def _dataset(pairs: Sequence[Pair], config: RewardConfig, seed: int) -> Dataset:
     order = batch_order(
         [pair.length for pair in pairs],
         epochs=config.epochs,
@@ -196,15 +187,11 @@ def _dataset(pairs: Sequence[_Pair], config: RewardConfig, seed: int) -> Dataset
         seed=seed,
     )
     columns = {
-        "chosen_ids": [pair.chosen_ids for pair in pairs],
-        "rejected_ids": [pair.rejected_ids for pair in pairs],
-        "probability": [_target(pair, config) for pair in pairs],
+        "chosen_ids": [pair.chosen.ids for pair in pairs],
+        "rejected_ids": [pair.rejected.ids for pair in pairs],
+        "probability": [target(pair.probability, soft=config.soft_labels) for pair in pairs],
     }
     return Dataset.from_dict(columns).select(order)
-
-
-def _target(pair: _Pair, config: RewardConfig) -> float:
-    return pair.probability if config.soft_labels else float(pair.probability >= 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +207,7 @@ class _Collator:
 
 
 def _statistics(
-    model: PreTrainedModel, pairs: Sequence[_Pair], config: RewardConfig
+    model: PreTrainedModel, pairs: Sequence[Pair], config: RewardConfig
 ) -> RewardStatistics:
     scores = _scores(model, pairs, config)
     return RewardStatistics(
@@ -228,25 +215,13 @@ def _statistics(
     )
 
 
-def _scores(model: PreTrainedModel, pairs: Sequence[_Pair], config: RewardConfig) -> Tensor:
+def _scores(model: PreTrainedModel, pairs: Sequence[Pair], config: RewardConfig) -> Tensor:
     """[2 B]: of the chosen ones, then of the rejected ones."""
-    ids = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
+    ids = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
     return score_sequences(model, ids, micro_batch_size=2 * config.micro_batch_size)
 
 
-def _test(model: PreTrainedModel, pairs: Sequence[_Pair], config: RewardConfig) -> dict[str, float]:
-    scores = _scores(model, pairs, config)
-    chosen, rejected = scores.chunk(2)
-    labels = torch.tensor([pair.probability for pair in pairs], device=scores.device)
-    clear = (labels - 0.5).abs() >= config.near_tie
-    metrics = {
-        "test_pairs": float(len(pairs)),
-        "test_loss": soft_preference_loss(chosen, rejected, labels).item(),
-        "test_calibration_error": calibration_error(
-            torch.sigmoid(chosen - rejected).tolist(), labels.tolist()
-        ),
-    }
-    if clear.any():
-        right = (chosen > rejected) == (labels >= 0.5)
-        metrics["test_accuracy"] = right[clear].float().mean().item()
-    return metrics
+def _test(model: PreTrainedModel, pairs: Sequence[Pair], config: RewardConfig) -> Agreement:
+    chosen, rejected = _scores(model, pairs, config).chunk(2)
+    labels = torch.tensor([pair.probability for pair in pairs])
+    return agreement((chosen - rejected).cpu(), labels, near_tie=config.near_tie)

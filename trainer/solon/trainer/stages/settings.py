@@ -49,8 +49,14 @@ class RevisionsConfig(Settings):
     """How critiques and revisions are drawn."""
     helpful_samples: PositiveInt = 1
     """Responses of the helpful policy for every helpfulness prompt, 1 or more."""
+    helpful_share: float | None = Field(default=None, ge=0, lt=1)
+    """Most that helpful responses may be of the training examples, 0 and below 1; more of them are
+    left out, by a draw that is the same in every run. None: all are trained on."""
+    train_rounds: PositiveInt | None = None
+    """n of SL-CAI-n: train on revisions of the rounds 1 to n, at most ``rounds``. None: of all
+    rounds that there are. Changes no record, so that ``solon run --reuse`` makes none again."""
     train_on: Literal["all", "last"] = "all"
-    """Which rounds become training examples: ``all`` of them (the paper's), or the ``last``."""
+    """Which of those rounds become training examples: ``all`` (the paper's), or the ``last``."""
     max_repetition: Share | None = 0.5
     """Largest share of a revision's or response's word trigrams that were in it before, 0 to 1, for
     it to be trained on: a small model that improves itself may collapse into repetition
@@ -58,6 +64,14 @@ class RevisionsConfig(Settings):
     max_unusable_share: Share = 0.1
     """The stage fails when more than this part of the prompts has an empty, truncated or aborted
     response or revision, 0 to 1."""
+
+    @model_validator(mode="after")
+    def _trains_on_rounds_that_are_made(self) -> RevisionsConfig:
+        if self.train_rounds is not None and self.train_rounds > self.rounds:
+            raise ValueError(
+                f"train_rounds: expected at most rounds={self.rounds}, got {self.train_rounds!r}"
+            )
+        return self
 
 
 class EvaluateConfig(Settings):

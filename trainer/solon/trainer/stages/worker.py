@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from solon.constitution import derive_seed
 from solon.trainer.config import RunConfig, load_run_config, model_source
 from solon.trainer.errors import RunDirectoryError, StageFailed, StoreError, TrainerError, UserError
 
@@ -38,6 +39,7 @@ _PAIRS = "export/preferences/train.parquet"
 _TEST_PAIRS = "export/preferences/test.parquet"
 _RL_PROMPTS = "export/rl_prompts/train.parquet"
 _SL, _REWARD, _RL = "models/sl", "models/reward", "models/rl"
+_REWARD_TEST = "models/reward_test"
 _NEEDS: Mapping[str, Mapping[str, str]] = {
     "sft": {_SFT_DATA: "revisions"},
     "reward": {_SL: "sft", _PAIRS: "preferences"},
@@ -134,18 +136,35 @@ def _sft(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) ->
 def _reward(
     config: RunConfig, run: Path, checkpoints: Path, report: _RunReport
 ) -> dict[str, float]:
-    from solon.trainer.stages.reward import train_reward  # noqa: PLC0415 - heavy
+    from solon.trainer.stages.reward import FIGURES, train_reward  # noqa: PLC0415 - heavy
 
-    return train_reward(
-        config.reward,
-        base_model=str(run / _SL),
-        data=run / _PAIRS,
-        test_data=run / _TEST_PAIRS,
-        output=run / _REWARD,
-        checkpoints=checkpoints,
-        seed=config.seed,
-        report=report,
-    )
+    def trained(output: Path, checkpoints: Path, half: int | None, report: _RunReport) -> None:
+        train_reward(
+            config.reward,
+            base_model=str(run / _SL),
+            data=run / _PAIRS,
+            test_data=run / _TEST_PAIRS,
+            output=output,
+            checkpoints=checkpoints,
+            seed=derive_seed(config.seed, "test-model") if half else config.seed,
+            report=report,
+            half=half,
+        )
+
+    def figures(model: str) -> dict[str, float]:
+        text = (run / model / FIGURES).read_text(encoding="utf-8")
+        found: dict[str, float] = json.loads(text)["metrics"]
+        return found
+
+    if not config.reward.test_model:
+        trained(run / _REWARD, checkpoints, None, report)
+        return figures(_REWARD)
+    # first, since the stage is over when the other is there
+    if not (run / _REWARD_TEST).exists():
+        trained(run / _REWARD_TEST, checkpoints / "test", 1, report.of("reward_test"))
+    trained(run / _REWARD, checkpoints, 0, report)
+    of_test = {f"test_model/{name}": value for name, value in figures(_REWARD_TEST).items()}
+    return figures(_REWARD) | of_test
 
 
 def _rl(
@@ -207,8 +226,16 @@ class _Events:
 class _RunReport:
     """Progress as events, metrics also as rows of ``metrics.jsonl``."""
 
-    def __init__(self, stage: str, metrics: Path, events: _Events) -> None:
+    def __init__(
+        self, stage: str, metrics: Path, events: _Events, *, key: str | None = None
+    ) -> None:
+        """``key``: the stage's part of the configuration; None: it has the stage's name."""
         self._stage, self._metrics, self._events = stage, metrics, events
+        self._key = key or stage
+
+    def of(self, name: str) -> _RunReport:
+        """The same for another model of the stage, whose rows and events have its own name."""
+        return _RunReport(name, self._metrics, self._events, key=self._key)
 
     def start(self, done: int) -> None:
         """Drop the rows of steps that will be made again."""
@@ -232,7 +259,7 @@ class _RunReport:
         if broken:
             raise StageFailed(
                 f"{self._stage}: {broken[0]} is {metrics[broken[0]]!r} at step {done} of {total}: "
-                f"training diverged; lower {self._stage}.learning_rate"
+                f"training diverged; lower {self._key}.learning_rate"
             )
         self._events.send(
             event="progress", stage=self._stage, done=done, total=total, metrics=dict(metrics)
