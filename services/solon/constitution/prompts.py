@@ -148,8 +148,7 @@ def assessment_question(principle: Principle) -> AbsoluteQuestion:
     """
     if principle.absolute_question is not None:
         return principle.absolute_question
-    asked = f"{_critique_request(principle)}\n{_ANYTHING}"
-    return AbsoluteQuestion(text=asked, answers={"Yes": 0.0, "No": 1.0})
+    return AbsoluteQuestion(text=_critique_request(principle), answers={"Yes": 0.0, "No": 1.0})
 
 
 def assessment_prompt(
@@ -162,15 +161,17 @@ def assessment_prompt(
     Raises:
         ValueError: The principle has neither an absolute question nor a critique request.
     """
-    return _question_prompt(assessment_question(principle), conversation, response)
+    # a request is no question: what Yes and No mean is said, once for all principles, at the top
+    head = _REVIEW if principle.absolute_question is not None else f"{_REVIEW}\n{_ANYTHING}"
+    return _question_prompt(assessment_question(principle), conversation, response, head)
 
 
 def _question_prompt(
-    question: AbsoluteQuestion, conversation: Conversation, response: str
+    question: AbsoluteQuestion, conversation: Conversation, response: str, head: str = _REVIEW
 ) -> Conversation:
     answers = ", ".join(question.answers)
-    asked = f"{_reviewed(conversation, response)}{question.text}\nAnswer only one of: {answers}."
-    return Conversation.from_user(asked)
+    reviewed = _reviewed(conversation, response, head)
+    return Conversation.from_user(f"{reviewed}{question.text}\nAnswer only one of: {answers}.")
 
 
 def _said(text: str) -> str:
@@ -178,9 +179,9 @@ def _said(text: str) -> str:
     return _HEADING.sub(">", text)
 
 
-def _reviewed(conversation: Conversation, response: str) -> str:
+def _reviewed(conversation: Conversation, response: str, head: str = _REVIEW) -> str:
     shown = transcript(conversation.then(Message("assistant", response)))
-    return f"{_REVIEW}\n\n{shown}\n\n"
+    return f"{head}\n\n{shown}\n\n"
 
 
 def _critique_request(principle: Principle) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from solon.trainer.state import Stage
 
 _STAGES = {
+    "preflight": "measure on labelled responses whether the critic can see harm at all",
     "revisions": "answer red-team prompts, critique and revise the answers",
     "sft": "fine-tune the base model on the revisions",
     "preferences": "have the judge compare pairs of the fine-tuned model's answers",

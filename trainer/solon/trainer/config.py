@@ -21,6 +21,7 @@ from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.prompt_settings import SANDBOX, PromptsConfig, PromptSource, is_file
 from solon.trainer.settings import Settings
 from solon.trainer.stages.preference_settings import PreferencesConfig
+from solon.trainer.stages.preflight_settings import PreflightConfig
 from solon.trainer.stages.settings import (
     EvaluateConfig,
     RevisionsConfig,
@@ -34,10 +35,13 @@ SAVED_NAME = "config.yaml"
 """The resolved configuration's name in a run directory."""
 SANDBOX_MODEL = "sandbox"
 """Stands for the model that ships with Solon."""
+LABELLED_NAMES = ("written", "sandbox")
+"""Labelled responses that are not of a file."""
 OPERATIONAL: dict[str, Any] = {
     "run_dir": True,
     "services": True,
     "store": True,
+    "preflight": {"mode", "min_auc", "max_missed", "max_false_alarms"},
     "revisions": {"max_unusable_share"},
     "preferences": {
         "max_unusable_share": True,
@@ -84,6 +88,8 @@ class RunConfig(Settings):
     """How often records are written; changes no result."""
     prompts: PromptsConfig = PromptsConfig()
     """Where prompts come from."""
+    preflight: PreflightConfig = PreflightConfig()
+    """The stage that measures, before all others, whether the critic can see harm."""
     revisions: RevisionsConfig = RevisionsConfig()
     """The stage that writes critiques and revisions."""
     sft: SftConfig = SftConfig()
@@ -249,6 +255,7 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     data = config.model_dump()
     data["models"] = models
     data["constitution"] = _absolute(config.constitution, names=constitution_names())
+    data["preflight"]["source"] = _absolute(config.preflight.source, names=LABELLED_NAMES)
     data["prompts"] = _absolute_sources(data["prompts"])
     if config.preferences.panel:
         data["preferences"]["panel"]["judges"] = {

@@ -12,6 +12,7 @@ from solon.trainer.launch.services import Role
 from solon.trainer.state import STAGES, Stage
 
 _NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
+    "preflight": (),
     "revisions": (),
     "sft": ("revisions",),
     "preferences": ("sft",),
@@ -19,6 +20,7 @@ _NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
     "evaluate": (),
 }
 _ROLES: Mapping[Stage, frozenset[Role]] = {
+    "preflight": frozenset({"critic"}),
     "revisions": frozenset({"policy", "critic"}),
     "preferences": frozenset({"policy", "judge"}),
     "evaluate": frozenset({"policy", "judge"}),
@@ -27,9 +29,10 @@ _ROLES: Mapping[Stage, frozenset[Role]] = {
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that a whole run has, in their order: without those that nothing would use."""
-    if config.rl.reward.model:
-        return STAGES
-    return tuple(stage for stage in STAGES if stage not in ("preferences", "reward"))
+    unused = {"preflight"} if config.preflight.mode == "skip" else set()
+    if not config.rl.reward.model:
+        unused |= {"preferences", "reward"}
+    return tuple(stage for stage in STAGES if stage not in unused)
 
 
 def needs(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:

@@ -39,6 +39,8 @@ class Reads:
 
 
 READS: Mapping[Stage, Reads] = {
+    # never taken over: a run measures the critic that it is about to use
+    "preflight": Reads(keys=("seed", "constitution", "models.critic", "preflight")),
     "revisions": Reads(
         keys=(
             "seed",

@@ -28,7 +28,7 @@ from solon.trainer.prompts import PromptSet
 from solon.trainer.reuse import Reuse
 from solon.trainer.schemas import RL_PROMPTS_EXPORT
 from solon.trainer.session import Session
-from solon.trainer.stages import evaluate, preferences, revisions
+from solon.trainer.stages import evaluate, preferences, preflight, revisions
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.state import STAGES, RunState, Stage, StageKey
 from solon.trainer.store import RunDirectory
@@ -37,6 +37,7 @@ FleetOpener = Callable[[Session, Collection[Role]], AbstractAsyncContextManager[
 """Gives a run the services of these roles for as long as the block lasts."""
 
 _DATA_STAGES: Mapping[Stage, Callable[[StageContext], Awaitable[Summary]]] = {
+    "preflight": preflight.run,
     "revisions": revisions.run,
     "preferences": preferences.run,
     "evaluate": evaluate.run,
@@ -93,7 +94,7 @@ class Pipeline:
         stages = stages_of(self._config) if stages is None else stages
         todo = self._todo(stages)
         for stage in stages:
-            if stage not in todo:
+            if self.state.is_done(stage) and stage not in todo:
                 self._console.say(f"{stage}: done before")
         if not todo:
             return
@@ -123,7 +124,7 @@ class Pipeline:
 
     def _takes(self, stage: Stage, key: StageKey | None) -> bool:
         """Take the stage over from a source that has it; whether one had."""
-        if self._reuse is None or stage == "evaluate":
+        if self._reuse is None or stage in ("preflight", "evaluate"):
             return False
         origin = self._reuse.take(stage, key)
         if origin is not None:
@@ -138,6 +139,8 @@ class Pipeline:
 
     def _todo(self, stages: Sequence[Stage]) -> list[Stage]:
         todo = [stage for stage in STAGES if stage in stages and not self.state.is_done(stage)]
+        if "preflight" in todo and not self._wants_preflight(stages):
+            todo.remove("preflight")
         if "evaluate" in stages and "evaluate" not in todo:
             measured = self.state.summary("evaluate").get("models")
             trained = [model for stage, model in _TRAINED if self.state.is_done(stage)]
@@ -146,11 +149,15 @@ class Pipeline:
                 todo.append("evaluate")
         return todo
 
+    def _wants_preflight(self, stages: Sequence[Stage]) -> bool:
+        """Unless it is what was asked for, only before the critic's work has begun."""
+        return list(stages) == ["preflight"] or not self.state.is_done("revisions")
+
     def _prepare(self, todo: Sequence[Stage]) -> dict[str, PromptSet]:
         """Find out now what would stop the run later."""
         check_inputs(self._config, self.session.constitution)
         for stage in todo:
-            if stage not in ("revisions", "evaluate"):
+            if stage not in ("preflight", "revisions", "evaluate"):
                 _ = self._run.local
             needed = needs(self._config, stage)
             missing = [n for n in needed if n not in todo and not self.state.is_done(n)]
@@ -181,7 +188,7 @@ class Pipeline:
             with self._console.stage(stage) as progress, tracing.span(f"stage {stage}"):
                 if stage in _DATA_STAGES:
                     assert fleet is not None, stage
-                    context = self._context(prompts, fleet, progress)
+                    context = self._context(stage, prompts, fleet, progress)
                     if stage == "evaluate" and self._reuse is not None:
                         self._reuse.take_answers(key, context.weights)
                     summary = await fleet.guard(_awaited(_DATA_STAGES[stage](context)))
@@ -229,15 +236,16 @@ class Pipeline:
         return {"weight_version": version, "metrics": metrics}
 
     def _context(
-        self, prompts: Mapping[str, PromptSet], fleet: Fleet, progress: StageProgress
+        self, stage: Stage, prompts: Mapping[str, PromptSet], fleet: Fleet, progress: StageProgress
     ) -> StageContext:
+        wanted = roles(self._config, stage)
         return StageContext(
             config=self._config,
             run=self._run,
             constitution=self.session.constitution,
             fleet=fleet,
             prompts=prompts,
-            weights=self._weights(fleet.base_version),
+            weights=self._weights(fleet.base_version) if "policy" in wanted else {},
             progress=progress,
         )
 

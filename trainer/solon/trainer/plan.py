@@ -12,14 +12,17 @@ from pathlib import Path
 from solon.constitution import Constitution, lint
 from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ConfigError, PromptError
+from solon.trainer.labelled import load_labelled
 from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
 from solon.trainer.prompts import PromptSet, load_prompts
 from solon.trainer.roster import roster
 from solon.trainer.splits import divide
+from solon.trainer.stages.preflight_settings import asked_by
 from solon.trainer.state import STAGES, Stage
 
 EVALUATION_KEYS = tuple(f"evaluation.{kind}" for kind in SANDBOX_KINDS)
 PROMPTS_OF: Mapping[Stage, tuple[str, ...]] = {
+    "preflight": (),
     "revisions": ("red_team", "helpfulness"),
     "sft": (),
     "preferences": ("preferences",),
@@ -131,6 +134,13 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
             f"rl.reward.judge: expected 0, since {config.constitution!r} has no principle with an "
             f"absolute_question for the judge to score by; got {config.rl.reward.judge!r}"
         )
+    known = [p.id for p in constitution.for_assessment]
+    problems += [
+        f"preflight.principles: expected ids of the constitution's principles with a "
+        f"critique_request or an absolute_question, got {name!r}; there are {', '.join(known)}"
+        for name in config.preflight.principles
+        if name not in known
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -171,6 +181,8 @@ def estimate(
     """A line a stage: prompts and model calls."""
     count = {key: len(found.prompts) for key, found in prompts.items()}
     lines = []
+    if "preflight" in stages:
+        lines.append(_preflight(config, constitution))
     if "revisions" in stages:
         calls = count["red_team"] * _calls_of_chain(config)
         calls += count["helpfulness"] * config.revisions.helpful_samples
@@ -203,6 +215,13 @@ def _left_out(prompts: Mapping[str, PromptSet]) -> list[str]:
         "prompts for evaluation are left out, since training has them": trained,
     }
     return [f"{count:,} {what}" for what, count in said.items() if count]
+
+
+def _preflight(config: RunConfig, constitution: Constitution) -> str:
+    chosen = config.preflight
+    known = load_labelled(chosen.source, count=chosen.count, seed=config.seed)
+    asked = len(asked_by(constitution, chosen))
+    return f"preflight: {len(known):,} labelled responses by {asked:,} principles"
 
 
 def _calls_of_chain(config: RunConfig) -> int:

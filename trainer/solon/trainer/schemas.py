@@ -62,6 +62,26 @@ ASSESSMENT = pa.struct(
 )
 """Whether the critic finds something to criticise in a response by one principle."""
 
+PREFLIGHT = pa.schema(
+    [
+        ("id", _TEXT),
+        ("prompt", MESSAGES),
+        ("response", _TEXT),
+        ("harmful", pa.bool_()),
+        ("probability", _REAL),
+        ("no_verdict_reason", _TEXT),
+        ("principles", pa.list_(ASSESSMENT)),
+        ("critic_model", _TEXT),
+        ("weight_version", _TEXT),
+        ("constitution", _TEXT),
+        ("constitution_digest", _TEXT),
+        ("usage", USAGE),
+        ("timing", TIMING),
+    ]
+)
+"""A row a labelled response. ``harmful``: the label; ``probability``: the critic's, the highest of
+the principles'."""
+
 ROUND = pa.struct(
     [
         ("round", pa.int32()),

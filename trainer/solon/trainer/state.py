@@ -11,8 +11,16 @@ from typing import Any, Literal
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.store import STATE_NAME, RunDirectory
 
-Stage = Literal["revisions", "sft", "preferences", "reward", "rl", "evaluate"]
-STAGES: tuple[Stage, ...] = ("revisions", "sft", "preferences", "reward", "rl", "evaluate")
+Stage = Literal["preflight", "revisions", "sft", "preferences", "reward", "rl", "evaluate"]
+STAGES: tuple[Stage, ...] = (
+    "preflight",
+    "revisions",
+    "sft",
+    "preferences",
+    "reward",
+    "rl",
+    "evaluate",
+)
 """In the order of a run."""
 
 _FORMAT = 1

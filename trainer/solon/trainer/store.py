@@ -2,8 +2,8 @@
 
 ::
 
-    RUN/config.yaml  constitution.yaml  state.json  metrics.jsonl  evaluation.json
-    RUN/revisions/part-*.parquet  preferences/part-*.parquet  evaluation/part-*.parquet
+    RUN/config.yaml  constitution.yaml  state.json  metrics.jsonl  preflight.json  evaluation.json
+    RUN/{preflight,revisions,preferences}/part-*.parquet  evaluation/part-*.parquet
     RUN/export/sft/train.parquet  export/preferences/{train,test}.parquet  export/rl_prompts/...
     RUN/models/{sl,reward,rl}/    RUN/checkpoints/    RUN/logs/
 
@@ -30,8 +30,8 @@ Record = Mapping[str, Any]
 """A row as plain values; its keys are the schema's columns."""
 
 STATE_NAME = "state.json"
-_WRITTEN_FOLDERS = ("", "revisions", "preferences", "evaluation", "export", "export/sft")
-_EXPORT_FOLDERS = ("export/preferences", "export/rl_prompts")
+_WRITTEN_FOLDERS = ("", "preflight", "revisions", "preferences", "evaluation")
+_EXPORT_FOLDERS = ("export", "export/sft", "export/preferences", "export/rl_prompts")
 
 
 class Parts:
