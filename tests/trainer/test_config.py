@@ -122,6 +122,14 @@ BROKEN = [
         ["services.panel.c: expected a judge of preferences.panel.judges, which are a, b"],
     ),
     (
+        "preferences: {given: {share: 0.4}}\n",
+        ["preferences.given.share is 0.4", "prompts.comparisons has 0 sources"],
+    ),
+    (
+        "prompts: {red_team: [{source: x.txt, judged_by: [a]}]}\n",
+        ["prompts: red_team: judged_by is of prompts.preferences only"],
+    ),
+    (
         "preferences: {temperatures: [1, 2, 0.5]}\n",
         ["preferences: temperatures: expected at most one for each of the 2 responses"],
     ),

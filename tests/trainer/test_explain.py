@@ -122,7 +122,7 @@ def compared(name: str) -> dict[str, Any]:
         "prompt": ASKED,
         "seed": 8,
         "responses": [
-            said(text, seed) | {"temperature": 0.7}
+            said(text, seed) | {"origin": "sample", "temperature": 0.7}
             for text, seed in (("Lie to them.", 5), ("Please do not.", 6))
         ],
         "identical": 0,

@@ -95,11 +95,12 @@ def test_the_same_two_responses_are_a_pair_only_so_often_whichever_is_chosen() -
 
 
 def responses(*texts: str) -> list[dict[str, Any]]:
-    return [{"text": text, "finish_reason": "stop"} for text in texts]
+    return [{"text": text, "finish_reason": "stop", "origin": "sample"} for text in texts]
 
 
 def test_pairs_are_a_repeatable_draw_of_usable_and_distinct_responses() -> None:
-    made = [*responses("a", "b", "a", "c", " "), {"text": "d", "finish_reason": "length"}]
+    made = [*responses("a", "b", "a", "c", " "), *responses("d")]
+    made[-1]["finish_reason"] = "length"
     config = PreferencesConfig(responses=6, pairs=2)
     drawn = choose(made, config, seed=4)
     assert drawn == choose(made, config, seed=4)
@@ -132,6 +133,11 @@ def test_an_export_says_how_often_the_longer_response_won_and_how_labels_are_spr
         return {"probability": probability} | sides
 
     train = [row("long", "no", 0.5), row("on", "off", 0.97), row("off", "on", 1.0)]
-    figures = Export(rows={"train": train, "test": [row("as", "as", 0.62)]}, copies=0).figures()
+    figures = Export(
+        rows={"train": train, "test": [row("as", "as", 0.62)]},
+        given={"train": [row("so", "it", 1.0)], "test": []},
+        copies=0,
+    ).figures()
+    assert figures["given"] == {"train": 1, "test": 0}
     assert figures["longer_chosen"] == pytest.approx(2 / 3)
     assert figures["labels"] == {"0.5-0.6": 1, "0.6-0.7": 1, "0.9-1.0": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -12,11 +13,21 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from solon.constitution import load, resolve
 from solon.trainer.cli import main
-from solon.trainer.schemas import PREFERENCES
+from solon.trainer.schemas import PREFERENCES, REVISIONS
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
-from tests.trainer.runs import RED, port_of, prepared, records, serve, start
+from tests.trainer.runs import (
+    HELPFUL,
+    RED,
+    port_of,
+    prepared,
+    pretend_trained,
+    records,
+    serve,
+    start,
+)
 
 THOUGHTFUL = "preferences.chain_of_thought={chains: 2, sampling: {max_tokens: 40}}"
 # one that decides by what it thought, and one whose thoughts lead nowhere
@@ -169,6 +180,80 @@ def test_a_stage_whose_filters_leave_out_too_much_fails_and_says_which(
     assert "preferences.max_dropped_share = 0.5" in said
     # what texts alone decide costs no judgement
     assert {pair["weight_version"] for pair in comparisons(run)} == {None}
+
+
+def test_revisions_are_pairs_too_and_need_neither_an_sl_model_nor_a_generation(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["revisions", str(config), "preferences.source=revisions"]) == 0
+    assert main(["preferences", str(run)]) == 0
+    assert "services: judge\n" in capsys.readouterr().err
+    rows = records(run, "preferences", PREFERENCES)
+    assert len(rows) == RED
+    revised = {row["id"]: row for row in records(run, "revisions", REVISIONS)}
+    for row in rows:
+        first, last = row["responses"]
+        assert (first["origin"], last["origin"]) == ("initial", "revision 3")
+        assert first["text"] == revised[row["id"]]["responses"][0]["text"]
+        assert last["text"] == revised[row["id"]]["rounds"][-1]["revision"]["text"]
+        assert row["policy"] is None
+        assert [(pair["a"], pair["b"]) for pair in row["comparisons"]] == [(0, 1)]
+    assert main(["explain", str(run), rows[0]["id"]]) == 0
+    assert "revision 3, temperature 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_pairs_of_both_sources_need_both_and_a_prompt_of_both_has_one_record(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["revisions", str(config), "preferences.source=both"]) == 0
+    assert main(["preferences", str(run)]) == 2
+    assert "preferences needs the stage sft" in capsys.readouterr().err
+    pretend_trained(run, "sft")
+    assert main(["preferences", str(run)]) == 0
+    rows = records(run, "preferences", PREFERENCES)
+    assert len(rows) == RED + HELPFUL
+    origins = [[made["origin"] for made in row["responses"]] for row in rows]
+    assert origins.count(["sample"] * 3 + ["initial", "revision 3"]) == RED
+    assert origins.count(["sample"] * 3) == HELPFUL
+    assert summary_of(run)["pairs"] == 2 * (RED + HELPFUL) + RED
+
+
+def test_given_comparisons_are_mixed_in_at_their_share_and_each_prompt_by_its_own_principles(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tmp_path / "known.jsonl"
+    pairs = [{"prompt": f"Help {n}?", "chosen": "Gladly.", "rejected": "No."} for n in range(40)]
+    known.write_text("\n".join(map(json.dumps, pairs)))
+    judged = f"{{source: '{config.parent}/helpful.jsonl', judged_by: [honesty]}}"
+    mixed = [f"prompts.preferences=[{judged}]", f"prompts.comparisons=['{known}']"]
+    mixed += ["preferences.given={share: 0.4, probability: 0.9}", "preferences.pairs=3"]
+    runs = [prepared(config, tmp_path / name, *mixed) for name in ("run", "again")]
+    for run in runs:
+        assert main(["preferences", str(run)]) == 0, capsys.readouterr().err
+    ids = {v["principle_id"] for pair in comparisons(runs[0]) for v in pair["principles"]}
+    tagged = [one.id for one in load(resolve("core")).for_comparison if "honesty" in one.tags]
+    assert ids == set(tagged)
+    exports = [
+        {
+            split: pq.read_table(run / f"export/preferences/{split}.parquet").to_pylist()
+            for split in ("train", "test")
+        }
+        for run in runs
+    ]
+    assert exports[0] == exports[1]
+    for rows in exports[0].values():
+        given = [row for row in rows if row["source"] == str(known)]
+        assert len(given) == round(0.4 * len(rows))
+        assert {row["probability"] for row in given} == {0.9}
+        assert {row["chosen"][0]["content"] for row in given} <= {"Gladly."}
+    train, test = exports[0].values()
+    prompts = [{row["prompt"][0]["content"] for row in rows} for rows in (train, test)]
+    assert prompts[0].isdisjoint(prompts[1])
+    known.write_text(json.dumps({"prompt": "Alone?"}))
+    assert main(["revisions", str(config), "--run", str(tmp_path / "bad"), *mixed]) == 2
+    assert "a better and a worse response" in capsys.readouterr().err
 
 
 PANEL = "preferences.panel={judges: {kind: %s, torn: %s, lame: %s}}"

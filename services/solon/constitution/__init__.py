@@ -10,7 +10,7 @@ from solon.constitution.importer import import_files
 from solon.constitution.library import names, resolve
 from solon.constitution.linter import Finding, lint
 from solon.constitution.loader import dump, from_dict, load, loads, to_dict
-from solon.constitution.selection import derive_seed, draw
+from solon.constitution.selection import derive_seed, draw, tagged
 from solon.constitution.types import (
     AbsoluteQuestion,
     ComparisonExemplar,
@@ -40,5 +40,6 @@ __all__ = [
     "loads",
     "names",
     "resolve",
+    "tagged",
     "to_dict",
 ]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from solon.constitution.types import Principle
 
@@ -37,6 +37,11 @@ def draw(principles: Sequence[Principle], count: int, seed: int) -> tuple[Princi
     generator = random.Random(seed)
     left = list(principles)
     return tuple(left.pop(_position(left, generator.random())) for _ in range(count))
+
+
+def tagged(principles: Sequence[Principle], tags: Collection[str]) -> tuple[Principle, ...]:
+    """Those of the principles that have one of the tags, in their order."""
+    return tuple(one for one in principles if not set(one.tags).isdisjoint(tags))
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:

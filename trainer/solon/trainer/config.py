@@ -104,6 +104,16 @@ class RunConfig(Settings):
     """The stage that measures."""
 
     @model_validator(mode="after")
+    def _given_comparisons_have_a_share(self) -> RunConfig:
+        share = self.preferences.given.share
+        if bool(share) != bool(self.prompts.comparisons):
+            raise ValueError(
+                f"preferences.given.share is {share!r}, and prompts.comparisons has "
+                f"{len(self.prompts.comparisons)} sources: give both, or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _services_of_the_panel_have_a_judge(self) -> RunConfig:
         judges = self.preferences.panel.judges if self.preferences.panel else {}
         for name in self.services.panel:

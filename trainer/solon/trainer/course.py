@@ -15,10 +15,15 @@ _NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
     "preflight": (),
     "revisions": (),
     "sft": ("revisions",),
-    "preferences": ("sft",),
     "reward": ("preferences",),
     "evaluate": (),
 }
+_PAIRS_OF: Mapping[str, tuple[Stage, ...]] = {
+    "samples": ("sft",),
+    "revisions": ("revisions",),
+    "both": ("revisions", "sft"),
+}
+"""Where pairs come from -> what the preferences stage needs."""
 _ROLES: Mapping[Stage, frozenset[Role]] = {
     "preflight": frozenset({"critic"}),
     "revisions": frozenset({"policy", "critic"}),
@@ -37,6 +42,8 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
 
 def needs(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
     """The stages that must be done before this one."""
+    if stage == "preferences":
+        return _PAIRS_OF[config.preferences.source]
     if stage != "rl":
         return _NEEDS[stage]
     return ("sft", "reward") if config.rl.reward.model else ("sft",)
@@ -45,5 +52,8 @@ def needs(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
 def roles(config: RunConfig, stage: Stage) -> frozenset[Role]:
     """The services that the stage calls."""
     if stage == "rl" and config.rl.reward.judge:
+        return frozenset({"judge"})
+    if stage == "preferences" and config.preferences.source == "revisions":
+        # the responses are there already: nobody has to answer
         return frozenset({"judge"})
     return _ROLES.get(stage, frozenset())

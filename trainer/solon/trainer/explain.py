@@ -195,9 +195,11 @@ def _show_preferences(
     compared: Record, explanation: Explanation, console: rich.console.Console
 ) -> None:
     console.rule("preferences", align="left")
-    _say(console, "made by", _model(compared["policy"]))
+    if compared["policy"] is not None:
+        _say(console, "samples by", _model(compared["policy"]))
     for index, response in enumerate(compared["responses"]):
-        how = f"temperature {response['temperature']:g}, seed {response['seed']}"
+        how = f"{response['origin']}, temperature {response['temperature']:g}"
+        how += f", seed {response['seed']}"
         _say(console, f"response {index}", f"{response['text']}  [{how}]")
     digest = compared["constitution_digest"][:12]
     _say(

@@ -19,7 +19,7 @@ from solon.constitution import Constitution
 from solon.trainer.config import OPERATIONAL, RunConfig, model_source
 from solon.trainer.course import stages_of
 from solon.trainer.plan import PROMPTS_OF
-from solon.trainer.prompts import PromptSet
+from solon.trainer.prompts import Prompt, PromptSet
 from solon.trainer.state import Stage, StageKey
 
 _FORMAT = 1
@@ -60,8 +60,20 @@ READS: Mapping[Stage, Reads] = {
     ),
     "sft": Reads(keys=("seed", "models.base_for_sft", "sft"), stages=("revisions",)),
     "preferences": Reads(
-        keys=("seed", "constitution", "models.judge", "prompts.preferences", "preferences"),
-        late=("preferences.test_share", "preferences.filters.max_copies"),
+        keys=(
+            "seed",
+            "constitution",
+            "models.judge",
+            "prompts.preferences",
+            "prompts.comparisons",
+            "preferences",
+        ),
+        late=(
+            "prompts.comparisons",
+            "preferences.given",
+            "preferences.test_share",
+            "preferences.filters.max_copies",
+        ),
         stages=("sft",),
     ),
     "reward": Reads(keys=("seed", "reward"), stages=("sft", "preferences")),
@@ -117,11 +129,12 @@ def stage_key(
     """
     reads = READS[stage]
     results = [before[one] for one in reads.stages if one in stages_of(config)]
-    values = _without(_values(stage, config, constitution, prompts), reads.late)
+    found = _values(stage, config, constitution, prompts)
+    values = _without(found, reads.late)
     records = _digest([_FORMAT, stage, values, [key and key.result for key in results]])
     if None in results:
         return None
-    late = {key: _value(key, config, constitution) for key in reads.late}
+    late = {key: found.get(key) or _value(key, config, constitution) for key in reads.late}
     return StageKey(records=records, result=_digest([records, late]))
 
 
@@ -200,7 +213,12 @@ def _files_digest(files: tuple[Path, ...], states: tuple[tuple[int, int], ...]) 
 
 
 def _prompts_digest(prompts: PromptSet) -> str:
-    return _digest([(one.id, one.conversation.as_dicts()) for one in prompts.prompts])
+    return _digest([_prompt_values(one) for one in prompts.prompts])
+
+
+def _prompt_values(prompt: Prompt) -> list[Any]:
+    pairs = [(pair.chosen, pair.rejected) for pair in prompt.pairs]
+    return [prompt.id, prompt.conversation.as_dicts(), pairs, prompt.judged_by]
 
 
 def _digest(value: Any) -> str:

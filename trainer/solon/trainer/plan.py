@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from solon.constitution import Constitution, lint
+from solon.constitution import Constitution, lint, tagged
 from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ConfigError, PromptError
 from solon.trainer.labelled import load_labelled
@@ -25,7 +25,7 @@ PROMPTS_OF: Mapping[Stage, tuple[str, ...]] = {
     "preflight": (),
     "revisions": ("red_team", "helpfulness"),
     "sft": (),
-    "preferences": ("preferences",),
+    "preferences": ("preferences", "comparisons"),
     "reward": (),
     "rl": ("rl",),
     "evaluate": EVALUATION_KEYS,
@@ -53,6 +53,7 @@ def read_prompts(config: RunConfig, stages: Collection[Stage]) -> dict[str, Prom
         for of in PROMPTS_OF.values()
         for key in of
     }
+    _require_pairs(found["comparisons"])
     divided = divide(
         {key: of for key, of in found.items() if key not in EVALUATION_KEYS},
         {key: found[key] for key in EVALUATION_KEYS},
@@ -66,13 +67,26 @@ def _require_sources(config: RunConfig, stages: Collection[Stage]) -> None:
     needed = {
         "revisions": ("red_team", ("red_team",)),
         "preferences": ("preferences", ("preferences",)),
+        "rl": ("rl", ("rl",)),
         "evaluate": ("evaluation", EVALUATION_KEYS),
     }
+    if config.preferences.source == "revisions":
+        del needed["preferences"]
     for stage, (name, keys) in needed.items():
         if stage in stages and not any(sources_of(config, key) for key in keys):
             raise PromptError(
                 f"prompts.{name}: expected at least one source, which the stage {stage} needs; "
                 "got none"
+            )
+
+
+def _require_pairs(comparisons: PromptSet) -> None:
+    for prompt in comparisons.prompts:
+        if not prompt.pairs:
+            raise PromptError(
+                f"prompts.comparisons: {prompt.source}: {prompt.row}: expected a better and a "
+                "worse response beside the prompt, got none; expected prompt, chosen and rejected, "
+                "or another format that has pairs"
             )
 
 
@@ -85,6 +99,7 @@ def sources_of(config: RunConfig, key: str) -> tuple[PromptSource, ...]:
         "red_team": prompts.red_team,
         "helpfulness": prompts.helpfulness,
         "preferences": prompts.preferences,
+        "comparisons": prompts.comparisons,
         "evaluation.harmful": prompts.evaluation.harmful,
         "evaluation.benign": prompts.evaluation.benign,
         "evaluation.sounds_dangerous": prompts.evaluation.sounds_dangerous,
@@ -124,6 +139,8 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
             f"preferences.principles: expected 1 to {usable}, the constitution's principles with a "
             f"comparison_instruction, or all; got {wanted!r}"
         )
+    else:
+        problems += _missing_tags(config, constitution)
     if config.rl.reward.judge and config.preferences.panel is not None:
         problems.append(
             "rl.reward.judge: expected 0 beside preferences.panel, since one judge scores and a "
@@ -143,6 +160,21 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _missing_tags(config: RunConfig, constitution: Constitution) -> list[str]:
+    wanted = config.preferences.principles
+    least = 1 if wanted == "all" else wanted
+    problems = []
+    for index, source in enumerate(config.prompts.preferences):
+        usable = len(tagged(constitution.for_comparison, source.judged_by))
+        if source.judged_by and usable < least:
+            problems.append(
+                f"prompts.preferences[{index}].judged_by: expected tags of at least {least} "
+                f"principles with a comparison_instruction, got {list(source.judged_by)!r}, which "
+                f"{usable} of {config.constitution!r} have"
+            )
+    return problems
 
 
 def _missing_credentials(config: RunConfig) -> list[str]:
@@ -191,9 +223,13 @@ def estimate(
             f"prompts, {calls:,} generations"
         )
     if "preferences" in stages:
-        made, judged = _calls_of_preferences(config, constitution, count["preferences"])
+        source = config.preferences.source
+        sampled = 0 if source == "revisions" else count["preferences"]
+        # what the revisions stage made is known to it alone, once it is done
+        revised = 0 if source == "samples" else count.get("red_team", 0)
+        made, judged = _calls_of_preferences(config, constitution, sampled, revised)
         lines.append(
-            f"preferences: {count['preferences']:,} prompts, {made:,} generations, up to "
+            f"preferences: {sampled + revised:,} prompts, {made:,} generations, up to "
             f"{judged:,} judgements"
         )
     if "rl" in stages:
@@ -230,12 +266,13 @@ def _calls_of_chain(config: RunConfig) -> int:
 
 
 def _calls_of_preferences(
-    config: RunConfig, constitution: Constitution, prompts: int
+    config: RunConfig, constitution: Constitution, sampled: int, revised: int
 ) -> tuple[int, int]:
     chosen = config.preferences
     everything = len(constitution.for_comparison)
     principles = everything if chosen.principles == "all" else chosen.principles
-    judged = prompts * chosen.pairs * principles * (2 if chosen.both_orders else 1)
+    pairs = sampled * chosen.pairs + revised
+    judged = pairs * principles * (2 if chosen.both_orders else 1)
     judged *= len(chosen.panel.judges) if chosen.panel else 1
     chains = judged * chosen.chain_of_thought.chains if chosen.chain_of_thought else 0
-    return prompts * chosen.responses + chains, chains or judged
+    return sampled * chosen.responses + chains, chains or judged

@@ -76,6 +76,10 @@ class PromptSource(Settings):
     skip_unusable: bool = False
     """Leave out, and count, the rows of a file that hold no prompt (an empty turn, two different
     conversations in one row) instead of refusing the file; published sets have some."""
+    judged_by: tuple[str, ...] = ()
+    """Tags of the constitution: responses to these prompts are compared by the principles that have
+    one of them, so that harmlessness and helpfulness may each have their own. Empty: by all. Of
+    ``prompts.preferences`` only."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,6 +148,10 @@ class PromptsConfig(Settings):
     preferences: tuple[PromptSource, ...] = ()
     """Prompts on which the SL model's responses are compared. Harmful ones alone teach a model to
     refuse everything: add benign ones."""
+    comparisons: tuple[PromptSource, ...] = ()
+    """Pairs of which it is known which response is better, such as human comparisons of helpful
+    responses (hh_rlhf, rewardbench, TRL's preference formats): mixed into the preference model's
+    data as ``preferences.given`` says. Of several rows of one conversation the first counts."""
     rl: tuple[PromptSource, ...] = ()
     """Prompts of the RL phase. Empty: those of ``preferences``."""
     evaluation: EvaluationPrompts = EvaluationPrompts()
@@ -153,3 +161,14 @@ class PromptsConfig(Settings):
     rest is trained on, 0 to 1: 1 holds all of them out. A hash of the text decides, so that texts
     which differ in case, white space or punctuation at most stay together, in every run. None: a
     run whose sources share a prompt is refused."""
+
+    @model_validator(mode="after")
+    def _only_preferences_are_judged(self) -> PromptsConfig:
+        for key in ("red_team", "helpfulness", "comparisons", "rl"):
+            for source in getattr(self, key):
+                if source.judged_by:
+                    raise ValueError(
+                        f"{key}: judged_by is of prompts.preferences only, got "
+                        f"{list(source.judged_by)!r} for {source.source!r}: remove it"
+                    )
+        return self

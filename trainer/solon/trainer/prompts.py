@@ -13,7 +13,7 @@ from typing import Literal
 from solon.chat import Conversation
 from solon.constitution.selection import derive_seed
 from solon.trainer.errors import PromptError
-from solon.trainer.importers import Importer, content_id, place_of
+from solon.trainer.importers import Answers, Importer, content_id, place_of
 from solon.trainer.prompt_settings import FormatName, PromptSource, SandboxKind
 
 Split = Literal["train", "eval"]
@@ -33,6 +33,10 @@ class Prompt:
     """Where in its file: ``line 3``, ``row 3`` or ``item 3``, from 1. None: not of a file."""
     category: str | None = None
     """What the source calls this kind of prompt; None where it does not say."""
+    pairs: tuple[Answers, ...] = ()
+    """What the source says of responses to it; empty where it says nothing."""
+    judged_by: tuple[str, ...] = ()
+    """Tags of the principles by which responses to it are compared. Empty: by all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +128,8 @@ class SourceReader:
                 source=source.source,
                 row=made.row,
                 category=made.category,
+                pairs=made.pairs,
+                judged_by=source.judged_by,
             )
         self.unusable, self.excluded = importer.unusable, importer.excluded
         self.format = importer.format.name if importer.format else None
@@ -150,6 +156,7 @@ class SourceReader:
                 conversation=drawn.conversation,
                 source=name,
                 category=drawn.category,
+                judged_by=self._source.judged_by,
             )
 
 

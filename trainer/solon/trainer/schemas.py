@@ -117,8 +117,9 @@ REVISIONS = pa.schema(
 )
 """A row a prompt. ``kind`` is red_team (one response, its rounds) or helpfulness (responses)."""
 
-RESPONSE = pa.struct([*COMPLETION, ("temperature", _REAL)])
-"""A candidate for pairs."""
+RESPONSE = pa.struct([*COMPLETION, ("origin", _TEXT), ("temperature", _REAL)])
+"""A candidate for pairs. ``origin``: sample (of the SL model), initial, or revision and its round
+(both of the revisions stage)."""
 
 _READING = [
     ("logprob_a", _REAL),
@@ -208,7 +209,8 @@ PREFERENCES = pa.schema(
         ("judge_settings", JUDGE_SETTINGS),
     ]
 )
-"""A row a prompt, whether or not a pair came of it. ``identical``: responses equal to another."""
+"""A row a prompt, whether or not a pair came of it. ``identical``: samples equal to another.
+``policy``: who made the samples; null if there are none."""
 
 EVALUATION = pa.schema(
     [

@@ -1,4 +1,4 @@
-"""The responses of a prompt and the pairs of them that are to be compared.
+"""The prompts, their responses, and the pairs of them that are to be compared.
 
 Knows nothing of judges, and of labels no more than that a pair may be left out before it has one.
 """
@@ -13,14 +13,30 @@ from itertools import combinations
 from operator import add
 from typing import Any
 
+from solon.chat import Conversation
 from solon.client import Generated
 from solon.constitution import derive_seed
 from solon.trainer.prompts import Prompt
-from solon.trainer.stages import filters, rows
+from solon.trainer.schemas import REVISIONS
+from solon.trainer.stages import filters, revisions, rows
 from solon.trainer.stages.context import StageContext
 from solon.trainer.stages.filters import Dropped
 from solon.trainer.stages.preference_settings import PreferencesConfig
 from solon.trainer.stages.rows import Row
+from solon.trainer.store import Record
+
+_SAMPLE = "sample"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One prompt and where its responses come from; at least one of the two."""
+
+    prompt: Prompt
+    is_sampled: bool
+    """Whether the SL model answers it."""
+    revised: Record | None
+    """Its record of the revisions stage, in which there is a revision to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +49,52 @@ class Pair:
     """Why it is not to be judged."""
 
 
-async def sample(context: StageContext, prompt: Prompt, seed: int) -> tuple[list[Row], Row]:
-    """The SL model's responses, in turn of the temperatures, and who answered at what cost.
+def items(context: StageContext) -> list[Item]:
+    """What ``preferences.source`` says; a prompt of both sources once.
+
+    Raises:
+        StoreError: A record of the revisions stage cannot be read.
+    """
+    source = context.config.preferences.source
+    sampled = {one.id: one for one in context.prompts["preferences"].prompts}
+    if source == "samples":
+        return [Item(prompt=one, is_sampled=True, revised=None) for one in sampled.values()]
+    records = context.run.parts(revisions.FOLDER, REVISIONS).records()
+    revised = {record["id"]: record for record in records if _last_revision(record)}
+    found = [
+        Item(
+            prompt=sampled.get(name) or _prompt_of(record),
+            is_sampled=source == "both" and name in sampled,
+            revised=record,
+        )
+        for name, record in revised.items()
+    ]
+    if source == "revisions":
+        return found
+    return found + [
+        Item(prompt=one, is_sampled=True, revised=None)
+        for name, one in sampled.items()
+        if name not in revised
+    ]
+
+
+async def responses_of(
+    context: StageContext, item: Item, seed: int
+) -> tuple[list[Row], Row | None]:
+    """All responses of a prompt, and who answered now at what cost; None if nobody did.
 
     Returns:
-        Rows of ``schemas.RESPONSE`` and one of ``schemas.ANSWERED``.
+        Rows of ``schemas.RESPONSE``, the samples first, and one of ``schemas.ANSWERED``.
 
     Raises:
         ServiceError, SolonError: As ``Policy.generate``.
     """
+    made, policy = await _sample(context, item.prompt, seed) if item.is_sampled else ([], None)
+    return made + (_revised(item.revised) if item.revised is not None else []), policy
+
+
+async def _sample(context: StageContext, prompt: Prompt, seed: int) -> tuple[list[Row], Row]:
+    """The SL model's responses, in turn of the temperatures, and who answered at what cost."""
     config = context.config.preferences
     temperatures = config.temperatures or (config.sampling.temperature,)
     replies: list[Generated] = []
@@ -57,7 +110,8 @@ async def sample(context: StageContext, prompt: Prompt, seed: int) -> tuple[list
         )
         replies.append(reply)
         for place, completion in zip(places, reply.completions, strict=True):
-            made[place] = rows.completion(completion) | {"temperature": temperature}
+            how = {"origin": _SAMPLE, "temperature": temperature}
+            made[place] = rows.completion(completion) | how
     answered = rows.answered(replies[0], context.fleet.info("policy"), config.sampling)
     spent: dict[str, Any] = {
         "usage": rows.plain(reduce(add, (reply.usage for reply in replies))),
@@ -73,32 +127,47 @@ def outcome(response: Row) -> str:
     return {"stop": "made", "length": "truncated"}.get(response["finish_reason"], "aborted")
 
 
+def is_sample(response: Row) -> bool:
+    """Whether the SL model made it in this stage."""
+    return bool(response["origin"] == _SAMPLE)
+
+
 def identical(responses: Sequence[Row]) -> int:
-    """How many responses are equal to one before them."""
-    return len(responses) - len({response["text"] for response in responses})
+    """How many samples are equal to one before them."""
+    texts = [response["text"] for response in responses if is_sample(response)]
+    return len(texts) - len(set(texts))
 
 
 def choose(responses: Sequence[Row], config: PreferencesConfig, seed: int) -> list[Pair]:
-    """The pairs to compare, up to ``config.pairs``, and those that were met and left out.
+    """The pairs to compare, up to ``config.pairs`` of samples, and those that were left out.
 
-    Of the usable responses, each text once: a seeded draw of all pairs, or the most different
-    first.
+    Of the usable samples, each text once: a seeded draw of all pairs, or the most different first.
+    Beside them the first response against its revision, if there is one.
     """
     chosen: list[Pair] = []
     wanted = config.pairs
     for a, b in _in_order(responses, config, seed):
-        dropped = filters.of_texts(responses[a]["text"], responses[b]["text"], config.filters)
-        chosen.append(Pair(a, b, dropped))
-        wanted -= dropped is None
+        chosen.append(_pair(responses, a, b, config))
+        wanted -= chosen[-1].dropped is None
         if not wanted:
             break
+    revised = [place for place in _distinct(responses) if not is_sample(responses[place])]
+    if len(revised) == 2:
+        first, last = revised
+        chosen.append(_pair(responses, first, last, config))
     return chosen
+
+
+def _pair(responses: Sequence[Row], a: int, b: int, config: PreferencesConfig) -> Pair:
+    dropped = filters.of_texts(responses[a]["text"], responses[b]["text"], config.filters)
+    return Pair(a, b, dropped)
 
 
 def _in_order(
     responses: Sequence[Row], config: PreferencesConfig, seed: int
 ) -> Iterator[tuple[int, int]]:
-    pairs = list(combinations(_distinct(responses), 2))
+    usable = [place for place in _distinct(responses) if is_sample(responses[place])]
+    pairs = list(combinations(usable, 2))
     if config.selection == "most_different":
         pairs.sort(
             key=lambda pair: filters.similarity(*(responses[place]["text"] for place in pair))
@@ -109,9 +178,36 @@ def _in_order(
 
 
 def _distinct(responses: Sequence[Row]) -> list[int]:
-    """Places of the usable responses, each text once."""
-    first: dict[str, int] = {}
+    """Places of the usable responses; of samples that are equal the first, and so of revisions."""
+    first: dict[tuple[bool, str], int] = {}
     for place, response in enumerate(responses):
         if outcome(response) == "made":
-            first.setdefault(response["text"], place)
+            first.setdefault((is_sample(response), response["text"]), place)
     return list(first.values())
+
+
+def _last_revision(record: Record) -> Record | None:
+    """The round whose revision is compared; None without one that the model ended itself."""
+    made = [one for one in record["rounds"] if one["revision_outcome"] == "made"]
+    return made[-1] if made else None
+
+
+def _prompt_of(record: Record) -> Prompt:
+    return Prompt(
+        id=record["id"],
+        conversation=Conversation.from_dicts(record["prompt"]),
+        source=record["source"],
+        row=record["row"],
+        category=record["category"],
+    )
+
+
+def _revised(record: Record) -> list[Row]:
+    last = _last_revision(record)
+    assert last is not None, "items has no record without one"
+    first = record["policy"]["sampling"]["temperature"]
+    then = record["critic_sampling"]["temperature"]
+    return [
+        record["responses"][0] | {"origin": "initial", "temperature": first},
+        last["revision"] | {"origin": f"revision {last['round']}", "temperature": then},
+    ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from solon.chat import Conversation
 from solon.client import ChainOfThought, PrincipleSample
-from solon.constitution import derive_seed
+from solon.constitution import Principle, derive_seed, draw
 from solon.trainer.fleet import Fleet
 from solon.trainer.stages import rows
 from solon.trainer.stages.preference_settings import PreferencesConfig
@@ -21,6 +22,7 @@ async def compare(
     *,
     places: tuple[int, int],
     seed: int,
+    among: Sequence[Principle] = (),
 ) -> Row:
     """Have the judge, or the panel, compare two responses.
 
@@ -31,6 +33,7 @@ async def compare(
         responses: A and B.
         places: Of the two among the prompt's responses.
         seed: Of the draws of principles and chains.
+        among: The principles to draw from, or to take all of. Empty: the constitution's.
 
     Returns:
         A row of ``schemas.COMPARISON``.
@@ -43,7 +46,7 @@ async def compare(
     chain_seed = None if thought is None else derive_seed(seed, "chains", *places)
     asked: dict[str, Any] = {
         "constitution": fleet.constitution("judge"),
-        "sample": None if count == "all" else PrincipleSample(count, principle_seed),
+        **_principles(count, principle_seed, among),
         "both_orders": config.both_orders,
         "min_option_mass": config.least_option_mass,
         "chain_of_thought": _thought(config, chain_seed),
@@ -55,6 +58,17 @@ async def compare(
     together = await fleet.panel(config.panel).compare(conversation, *responses, **asked)
     models = {name: one.info.model for name, one in fleet.judges().items()}
     return rows.panel_comparison(*places, together, models, **seeds)
+
+
+def _principles(
+    count: int | Literal["all"], seed: int | None, among: Sequence[Principle]
+) -> dict[str, Any]:
+    """A client's keywords."""
+    if seed is None or count == "all":
+        return {"principle_ids": [one.id for one in among]} if among else {}
+    if among:
+        return {"principle_ids": [one.id for one in draw(among, count, seed)]}
+    return {"sample": PrincipleSample(count, seed)}
 
 
 def settings(config: PreferencesConfig) -> Row:

@@ -25,14 +25,20 @@ _FAILED = "failed"
 class Counts:
     """Over this and earlier attempts at the stage."""
 
-    def __init__(self, config: PreferencesConfig, prompts: int) -> None:
-        """Count from zero, towards so many prompts."""
-        pairs = prompts * config.pairs
+    def __init__(self, config: PreferencesConfig, *, sampled: int, revised: int) -> None:
+        """Count from zero.
+
+        Args:
+            config: Has the limits.
+            sampled: Prompts that the SL model answers.
+            revised: Prompts of which a revision is compared.
+        """
+        pairs = sampled * config.pairs + revised
         self._responses = Share(
             what="preferences: unusable responses of the SL model",
             key="preferences.max_unusable_share",
             limit=config.max_unusable_share,
-            total=prompts * config.responses,
+            total=sampled * config.responses,
         )
         self._pairs = Share(
             what="preferences: pairs without a verdict",
@@ -51,7 +57,7 @@ class Counts:
             key="preferences.max_dropped_share",
             limit=config.max_dropped_share,
             # another pair takes the place of one that is left out
-            total=prompts * comb(config.responses, 2),
+            total=sampled * comb(config.responses, 2) + revised,
         )
         self._panel = _Panel(config.panel, pairs) if config.panel else None
         self._identical = 0
@@ -64,7 +70,11 @@ class Counts:
                 a verdict, or with one that follows the position, or left out.
         """
         self._identical += record["identical"]
-        self._responses.add(candidates.outcome(response) for response in record["responses"])
+        self._responses.add(
+            candidates.outcome(response)
+            for response in record["responses"]
+            if candidates.is_sample(response)
+        )
         for pair in record["comparisons"]:
             self._drops.add([pair["dropped"] or "made"])
             if not rows.was_judged(pair):

@@ -6,12 +6,14 @@ Knows nothing of how the records were made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from solon.constitution import derive_seed
 from solon.trainer.errors import StageFailed
+from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import PREFERENCES, PREFERENCES_EXPORT
 from solon.trainer.stages.filters import copies
 from solon.trainer.stages.preference_settings import PreferencesConfig
@@ -27,7 +29,9 @@ class Export:
     """The rows for training, and what is left out only because of others."""
 
     rows: dict[Split, list[Row]]
-    """Of PREFERENCES_EXPORT."""
+    """Of PREFERENCES_EXPORT: those that the judge labelled."""
+    given: dict[Split, list[Row]]
+    """The same of comparisons that were given."""
     copies: int
     """Pairs left out because the same two responses were a pair often enough before."""
 
@@ -44,7 +48,7 @@ class Export:
                 f"{run.url}/{FOLDER}"
             )
         return {
-            split: run.export(f"preferences/{split}", found, PREFERENCES_EXPORT)
+            split: run.export(f"preferences/{split}", found + self.given[split], PREFERENCES_EXPORT)
             for split, found in self.rows.items()
         }
 
@@ -52,7 +56,8 @@ class Export:
         """What may mislead training: longer texts that win, and labels without a spread.
 
         ``longer_chosen``: of the pairs of different length, the share of which the longer one is
-        chosen; None without any. ``labels``: tenth of the chosen one's probability -> pairs.
+        chosen; None without any. ``labels``: tenth of the chosen one's probability -> pairs. Both
+        of the judge's labels; ``given``: split -> pairs beside them.
         """
         pairs = [row for found in self.rows.values() for row in found]
         lengths = [(len(_text(row, "chosen")), len(_text(row, "rejected"))) for row in pairs]
@@ -61,18 +66,31 @@ class Export:
         return {
             "longer_chosen": sum(longer) / len(longer) if longer else None,
             "labels": {f"{t / 10:.1f}-{(t + 1) / 10:.1f}": n for t, n in sorted(tenths.items())},
+            "given": {split: len(found) for split, found in self.given.items()},
         }
 
 
-def collect(run: RunDirectory, config: PreferencesConfig) -> Export:
-    """The pairs of all records that have a verdict and pass the filters, split by prompt."""
+def collect(
+    run: RunDirectory, config: PreferencesConfig, *, comparisons: Sequence[Prompt], seed: int
+) -> Export:
+    """The pairs of all records that have a verdict and pass the filters, split by prompt.
+
+    Args:
+        run: Has the records.
+        config: The stage's.
+        comparisons: Prompts with pairs of which the better is known, to draw from.
+        seed: The run's.
+    """
     most = config.filters.max_copies
     out = copied(run, most)
     rows: dict[Split, list[Row]] = {"train": [], "test": []}
     for record in run.parts(FOLDER, PREFERENCES).records():
         kept = (row for row in pairs_of(record) if row["id"] not in out)
         rows[split_of(record["id"], config.test_share)].extend(kept)
-    return Export(rows=rows, copies=len(out))
+    pool = [row for prompt in comparisons for row in _given_of(prompt, config)]
+    pool.sort(key=lambda row: derive_seed(seed, "given", row["id"]))
+    given = {split: _drawn(pool, split, len(found), config) for split, found in rows.items()}
+    return Export(rows=rows, given=given, copies=len(out))
 
 
 def copied(run: RunDirectory, most: int | None) -> frozenset[str]:
@@ -105,6 +123,30 @@ def pairs_of(record: Record) -> Iterator[Row]:
             "rejected": _said(record["responses"][rejected]),
             "probability": probability,
         }
+
+
+def _given_of(prompt: Prompt, config: PreferencesConfig) -> Iterator[Row]:
+    for number, pair in enumerate(prompt.pairs):
+        yield {
+            "id": f"{prompt.id}:given-{number}",
+            "source": prompt.source,
+            "prompt": prompt.conversation.as_dicts(),
+            "chosen": _said({"text": pair.chosen}),
+            "rejected": _said({"text": pair.rejected}),
+            "probability": config.given.probability,
+        }
+
+
+def _drawn(pool: Sequence[Row], split: Split, judged: int, config: PreferencesConfig) -> list[Row]:
+    """As many of the split's, from the first on, as make their share beside the judged pairs."""
+    share = config.given.share
+    wanted = round(judged * share / (1 - share))
+    own = (row for row in pool if split_of(_prompt_id(row), config.test_share) == split)
+    return list(islice(own, wanted))
+
+
+def _prompt_id(row: Row) -> str:
+    return str(row["id"]).rpartition(":")[0]
 
 
 def _said(response: Record) -> list[dict[str, str]]:

@@ -89,9 +89,24 @@ class PairFilters(Settings):
     prompt id being kept; None is off. Reason: copy."""
 
 
+class GivenConfig(Settings):
+    """How ``prompts.comparisons`` are mixed in: in the paper, human comparisons of helpfulness."""
+
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Part of all pairs, of the training and of the test split, that is given, in [0, 1); drawn
+    anew by the run's seed. In the paper about 0.43 (135,296 beside 182,831)."""
+    probability: float = Field(default=1.0, gt=0.5, le=1)
+    """Label of a given pair: that the response it prefers is better, in (0.5, 1]; below 1 for
+    people who may be wrong."""
+
+
 class PreferencesConfig(Settings):
     """Pairs of the SL model's responses, labelled by the judge (section 4.1 of the paper)."""
 
+    source: Literal["samples", "revisions", "both"] = "samples"
+    """Where the responses of a pair come from: ``samples`` of the SL model (the paper's);
+    ``revisions``, each prompt's last one against its first response, which costs no generation; or
+    ``both``. ``responses``, ``pairs``, ``selection`` and ``temperatures`` are of samples."""
     responses: int = Field(default=2, ge=2, le=16)
     """Responses drawn from the SL model for every prompt, 2 to 16."""
     pairs: PositiveInt = 1
@@ -127,6 +142,8 @@ class PreferencesConfig(Settings):
     verdicts half do."""
     max_unusable_share: Share = 0.1
     """The stage fails when more than this part of the responses is empty, truncated or aborted."""
+    given: GivenConfig = GivenConfig()
+    """Comparisons from files beside those that the judge labels."""
     test_share: Share = 0.1
     """Part of the prompts whose pairs test the reward model instead of training it, 0 to 1."""
 

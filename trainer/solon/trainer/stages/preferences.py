@@ -1,21 +1,22 @@
 """The stage that makes the preference model's data: pairs of responses, labelled by the judge.
 
-The SL model answers every prompt n times, at one temperature or several; different answers are
-compared by the constitution, in both orders, and the probabilities are kept soft. Method: Bai et
-al. 2022 (2212.08073), section 4.1; both orders as in Lee et al. 2023 (2309.00267), section 2.1. A
-comparison without a verdict, or that a filter leaves out, is kept as such, counted, and never
-trained on. Knows nothing of training or of any ground truth.
+The SL model answers every prompt n times, at one temperature or several; different answers, or a
+revision and what it revises, are compared by the constitution, in both orders, and the
+probabilities are kept soft. Method: Bai et al. 2022 (2212.08073), section 4.1; both orders as in
+Lee et al. 2023 (2309.00267), section 2.1. A comparison without a verdict, or that a filter leaves
+out, is kept as such, counted, and never trained on. Knows nothing of training or of any ground
+truth.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from solon.constitution import derive_seed
+from solon.constitution import derive_seed, tagged
 from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import PREFERENCES
 from solon.trainer.stages import candidates, filters, judging, rows
-from solon.trainer.stages.candidates import Pair
+from solon.trainer.stages.candidates import Item, Pair
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.stages.preference_counts import Counts
 from solon.trainer.stages.preference_export import FOLDER, collect
@@ -33,11 +34,15 @@ async def run(context: StageContext) -> Summary:
         TrainerError, SolonError: As the store and the services raise.
     """
     config = context.config.preferences
-    prompts = context.prompts["preferences"].prompts
+    items = candidates.items(context)
     parts = context.run.parts(FOLDER, PREFERENCES)
     done = parts.ids()
-    counts = Counts(config, len(prompts))
-    context.progress.start(len(prompts), len(done))
+    counts = Counts(
+        config,
+        sampled=sum(item.is_sampled for item in items),
+        revised=sum(item.revised is not None for item in items),
+    )
+    context.progress.start(len(items), len(done))
     for record in parts.records():
         counts.add(record)
 
@@ -46,18 +51,19 @@ async def run(context: StageContext) -> Summary:
         counts.add(record)
 
     await make_records(
-        [prompt for prompt in prompts if prompt.id not in done],
-        lambda prompt: _make(context, prompt),
+        [item for item in items if item.prompt.id not in done],
+        lambda item: _make(context, item),
         parts=parts,
         in_flight=context.config.services.in_flight,
         store=context.config.store,
         on_record=on_record,
     )
-    export = collect(context.run, config)
+    given = context.prompts["comparisons"].prompts
+    export = collect(context.run, config, comparisons=given, seed=context.config.seed)
     counts.end(export.copies)
     exported = export.write(context.run)
     summary = {
-        "prompts": len(prompts),
+        "prompts": len(items),
         **counts.figures(),
         "exported": dict(exported),
         **export.figures(),
@@ -66,10 +72,10 @@ async def run(context: StageContext) -> Summary:
     return summary
 
 
-async def _make(context: StageContext, prompt: Prompt) -> Record:
-    config = context.config.preferences
+async def _make(context: StageContext, item: Item) -> Record:
+    config, prompt = context.config.preferences, item.prompt
     seed = derive_seed(context.config.seed, FOLDER, prompt.id)
-    responses, policy = await candidates.sample(context, prompt, seed)
+    responses, policy = await candidates.responses_of(context, item, seed)
     pairs = candidates.choose(responses, config, derive_seed(seed, "pairs"))
     return {
         "id": prompt.id,
@@ -101,6 +107,7 @@ async def _compare(
         (responses[pair.a]["text"], responses[pair.b]["text"]),
         places=places,
         seed=seed,
+        among=tagged(context.constitution.for_comparison, prompt.judged_by),
     )
     dropped = filters.of_verdict(made, config.filters)
     return made | {"dropped": dropped and dropped.value}
@@ -111,3 +118,10 @@ def _tell(context: StageContext, summary: dict[str, Any]) -> None:
         if summary[key]:
             listed = ", ".join(f"{n} {reason}" for reason, n in summary[key].items())
             context.progress.note(f"preferences: of {summary['pairs']:,} pairs {what}: {listed}")
+    given, share = summary["given"]["train"], context.config.preferences.given.share
+    # rounding aside
+    if given + 1 < summary["exported"]["train"] * share:
+        context.progress.note(
+            f"preferences: prompts.comparisons has {given:,} training pairs, fewer than "
+            f"preferences.given.share = {share!r} asks for"
+        )
