@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from solon.client.sync import CriticClient, JudgeClient
+from solon.trainer.schemas import PREFERENCES, REVISIONS
+from solon.trainer.store import RunDirectory
 
 PORTS = (50052, 50053)
 
@@ -38,6 +40,31 @@ def test_why_the_tours_run_has_what_it_has(tour: Any) -> None:
     assert used <= {name for one in explained for name in one["principles"]}
     shown = printed(*solon, explained[0]["id"], cwd=tour.run)
     assert any(explained[0]["preferences"]["responses"][0]["text"] in line for line in shown)
+
+
+def test_the_estimate_of_the_tours_run_is_near_what_it_asked(tour: Any) -> None:
+    solon = (sys.executable, "-m", "solon.trainer.cli", "run", str(tour.run), "--resume")
+    (line,) = printed(*solon, "--dry-run", "--json", cwd=tour.run)
+    estimated = {(one["stage"], one["role"]): one for one in json.loads(line)["calls"]}
+    run = RunDirectory(str(tour.run))
+    revisions = list(run.parts("revisions", REVISIONS).records())
+    preferences = list(run.parts("preferences", PREFERENCES).records())
+    used = {
+        ("revisions", "policy"): [row["policy"]["usage"] for row in revisions],
+        ("revisions", "critic"): [made["usage"] for row in revisions for made in row["rounds"]],
+        ("preferences", "policy"): [row["policy"]["usage"] for row in preferences],
+        ("preferences", "judge"): [c["usage"] for r in preferences for c in r["comparisons"]],
+    }
+    for key, usages in used.items():
+        calls, prompt, completion = (
+            sum(usage[name] for usage in usages)
+            for name in ("model_calls", "prompt_tokens", "completion_tokens")
+        )
+        # equal answers are not compared, and other calls may be spared, but none comes on top
+        assert 0.5 * estimated[key]["calls"] <= calls <= estimated[key]["calls"]
+        ratio = estimated[key]["prompt_tokens"] / estimated[key]["calls"] / (prompt / calls)
+        assert 0.6 <= ratio <= 1.8, (key, ratio)
+        assert completion <= estimated[key]["most_completion_tokens"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from solon.chat import Conversation, Message
 from solon.constitution import load, resolve
 from solon.trainer.config import load_config
 from solon.trainer.errors import PromptError
-from solon.trainer.plan import EVALUATION_KEYS, estimate, read_prompts
+from solon.trainer.forecast.dry_run import summarised
+from solon.trainer.plan import EVALUATION_KEYS, read_prompts
 from solon.trainer.prompts import Prompt, PromptSet
 from solon.trainer.similarity import conversation_key
 from solon.trainer.splits import divide
@@ -137,6 +138,6 @@ def test_a_run_divides_the_same_whichever_stages_are_run_together(tmp_path: Path
     trained = set().union(*(texts(of) for key, of in whole.items() if key not in EVALUATION_KEYS))
     assert held.isdisjoint(trained)
     assert len(whole["evaluation.harmful"].prompts) - 200 in range(20, 61)
-    lines = "\n".join(estimate(config, load(resolve("core")), whole, STAGES))
+    lines = "\n".join(summarised(config, load(resolve("core")), whole, STAGES))
     assert "prompts for training are held out, since evaluation has them" in lines
     assert "prompts for evaluation are left out, since training has them" in lines

@@ -85,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="take over what this run has made of the same settings and models; repeatable",
     )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all that the run needs, and estimate its cost; start nothing",
+    )
+    run.add_argument(
+        "--gpus",
+        metavar="NxDEVICE",
+        help="of a dry run: for which accelerators, such as 2xa100-40gb (default: this machine's)",
+    )
+    run.add_argument("--json", action="store_true", help="of a dry run: one JSON object")
     for stage, purpose in _STAGES.items():
         one = commands.add_parser(stage, allow_abbrev=False, help=f"one stage: {purpose}")
         _add_common(one, "a run directory, or what `solon run` takes")
@@ -172,6 +183,8 @@ def _command(options: argparse.Namespace) -> int:
     console = RunConsole()
     if options.command == "check":
         return _check(config, console)
+    if options.command == "run" and options.dry_run:
+        return _dry_run(options, config)
     if options.command == "run":
         sources = options.reuse
         return asyncio.run(_stages(config, console, None, resume=options.resume, reuse=sources))
@@ -218,15 +231,37 @@ def _diff(options: argparse.Namespace) -> int:
 def _check(config: RunConfig, console: RunConsole) -> int:
     from solon.constitution import load, resolve  # noqa: PLC0415
     from solon.trainer.course import stages_of  # noqa: PLC0415
-    from solon.trainer.plan import advice, check_inputs, estimate, read_prompts  # noqa: PLC0415
+    from solon.trainer.forecast.dry_run import summarised  # noqa: PLC0415
+    from solon.trainer.plan import advice, check_inputs, read_prompts  # noqa: PLC0415
 
     constitution = load(resolve(config.constitution))
     check_inputs(config, constitution)
     stages = stages_of(config)
     prompts = read_prompts(config, stages)
-    for line in (*advice(constitution), *estimate(config, constitution, prompts, stages)):
+    for line in (*advice(constitution), *summarised(config, constitution, prompts, stages)):
         console.say(line)
     console.say(f"{config.constitution}: {len(constitution.principles)} principles. All is well.")
+    return 0
+
+
+def _dry_run(options: argparse.Namespace, config: RunConfig) -> int:
+    import json  # noqa: PLC0415
+
+    import rich.console  # noqa: PLC0415
+
+    from solon.trainer.errors import ConfigError  # noqa: PLC0415
+    from solon.trainer.forecast.dry_run import described, dry_run  # noqa: PLC0415
+    from solon.trainer.forecast.hardware import detected, parse_gpus  # noqa: PLC0415
+    from solon.trainer.forecast.show import show  # noqa: PLC0415
+
+    gpus = parse_gpus(options.gpus) if options.gpus else detected()
+    found = asyncio.run(dry_run(config, gpus, resume=options.resume))
+    if options.json:
+        print(json.dumps(described(found), ensure_ascii=False))
+    else:
+        show(found, rich.console.Console(highlight=False))
+    if found.problems:
+        raise ConfigError("\n".join(found.problems))
     return 0
 
 

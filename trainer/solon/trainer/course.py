@@ -5,12 +5,15 @@ Knows nothing of how a stage works or whether it is done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from solon.trainer.config import RunConfig
 from solon.trainer.launch.services import Role
 from solon.trainer.state import STAGES, Stage
 
+TRAINING: tuple[Stage, ...] = ("sft", "reward", "rl")
+"""Stages that train a model, in a process of their own."""
 _NEEDS: Mapping[Stage, tuple[Stage, ...]] = {
     "preflight": (),
     "revisions": (),
@@ -57,3 +60,15 @@ def roles(config: RunConfig, stage: Stage) -> frozenset[Role]:
         # the responses are there already: nobody has to answer
         return frozenset({"judge"})
     return _ROLES.get(stage, frozenset())
+
+
+def together(config: RunConfig, stages: Sequence[Stage]) -> Sequence[Stage]:
+    """The stages, from the first on, for which services are started at once.
+
+    All that are left; or, if they make room for training, those up to where training begins or
+    ends.
+    """
+    if not config.services.release_for_training:
+        return stages
+    trains = stages[0] in TRAINING
+    return tuple(takewhile(lambda stage: (stage in TRAINING) == trains, stages))

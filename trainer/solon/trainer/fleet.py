@@ -282,7 +282,37 @@ async def _connect(
     place: Place,
     address: str,
 ) -> tuple[Connected, ControlClient]:
-    services, role = config.services, place.role
+    client, control, info = await _reach(
+        stack, config, place, address, patience=config.services.start_timeout
+    )
+    known = {known.name: known.digest for known in info.constitutions}
+    has_it = known.get(constitution.name) == constitution.digest
+    source = inline.by_name(constitution) if has_it else inline.inline(constitution)
+    one = Connected(client=client, address=address, info=info, constitution=source)
+    return one, control
+
+
+async def look(config: RunConfig, place: Place, *, patience: float) -> ServerInfo:
+    """What the running service at a place's address says of itself; nothing is asked of it.
+
+    Args:
+        config: The run's.
+        place: Which service; its address is set.
+        patience: Seconds to wait until it serves.
+
+    Raises:
+        ServiceError: It does not answer, is another service, or cannot do what the role needs.
+    """
+    async with AsyncExitStack() as stack:
+        address = str(place.service.address)
+        _, _, info = await _reach(stack, config, place, address, patience=patience)
+    return info
+
+
+async def _reach(
+    stack: AsyncExitStack, config: RunConfig, place: Place, address: str, *, patience: float
+) -> tuple[ServiceClient, ControlClient, ServerInfo]:
+    role = place.role
     how = _how(config, place.service)
     try:
         client = await stack.enter_async_context(_CLIENTS[role](address, **how))
@@ -290,7 +320,7 @@ async def _connect(
     except (OSError, ValueError) as error:
         raise ServiceError(f"{place.key}: {error}") from error
     try:
-        await client.wait_until_serving(services.start_timeout)
+        await client.wait_until_serving(patience)
         info = await control.get_server_info()
     except NotAuthorized as error:
         raise ServiceError(
@@ -306,11 +336,7 @@ async def _connect(
     _require(place, info, address)
     if role == "critic" and config.revisions.not_needed_below is not None:
         _require_logprobs(place, info, address, "revisions.not_needed_below: it")
-    known = {known.name: known.digest for known in info.constitutions}
-    has_it = known.get(constitution.name) == constitution.digest
-    source = inline.by_name(constitution) if has_it else inline.inline(constitution)
-    one = Connected(client=client, address=address, info=info, constitution=source)
-    return one, control
+    return client, control, info
 
 
 def _how(config: RunConfig, service: ServiceConfig) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from typing import Any
 from solon import tracing
 from solon.trainer.config import model_source
 from solon.trainer.console import RunConsole, StageProgress
-from solon.trainer.course import needs, roles, stages_of
+from solon.trainer.course import needs, roles, stages_of, together
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.fleet import Fleet, Weights, open_fleet
+from solon.trainer.forecast.dry_run import summarised
 from solon.trainer.launch.local import Done, Note, Progress, Role, StageEvent, run_stage
 from solon.trainer.lineage import READS, stage_key
-from solon.trainer.plan import advice, check_inputs, estimate, read_prompts
+from solon.trainer.plan import advice, check_inputs, read_prompts
 from solon.trainer.prompts import PromptSet
 from solon.trainer.reuse import Reuse
 from solon.trainer.schemas import RL_PROMPTS_EXPORT
@@ -99,21 +100,28 @@ class Pipeline:
         if not todo:
             return
         prompts = self._prepare(todo)
-        async with AsyncExitStack() as stack:
-            span = stack.enter_context(tracing.span("run"))
+        with tracing.span("run") as span:
             span.set_attribute("solon.constitution_digest", self.session.constitution.digest)
-            fleet: Fleet | None = None
-            for stage in todo:
-                key = await self._key(stage, prompts)
-                if self._takes(stage, key):
-                    continue
-                if roles(self._config, stage) and fleet is None:
-                    left = todo[todo.index(stage) :]
-                    wanted = frozenset(role for one in left for role in roles(self._config, one))
-                    if not self._quiet:
-                        self._console.say(f"services: {', '.join(sorted(wanted))}")
-                    fleet = await stack.enter_async_context(self._fleets(self.session, wanted))
-                await self._run_stage(stage, prompts, fleet, key)
+            async with AsyncExitStack() as services:
+                fleet: Fleet | None = None
+                sharing: Sequence[Stage] = ()
+                for number, stage in enumerate(todo):
+                    key = await self._key(stage, prompts)
+                    if self._takes(stage, key):
+                        continue
+                    if stage not in sharing:
+                        await services.aclose()
+                        fleet, sharing = None, together(self._config, todo[number:])
+                    if roles(self._config, stage) and fleet is None:
+                        left = [one for one in todo[number:] if one in sharing]
+                        fleet = await services.enter_async_context(self._opened(left))
+                    await self._run_stage(stage, prompts, fleet, key)
+
+    def _opened(self, stages: Sequence[Stage]) -> AbstractAsyncContextManager[Fleet]:
+        wanted = frozenset(role for stage in stages for role in roles(self._config, stage))
+        if not self._quiet:
+            self._console.say(f"services: {', '.join(sorted(wanted))}")
+        return self._fleets(self.session, wanted)
 
     async def _key(self, stage: Stage, prompts: Mapping[str, PromptSet]) -> StageKey | None:
         before = {one: self.state.key(one) for one in READS[stage].stages}
@@ -172,7 +180,7 @@ class Pipeline:
             return prompts
         for line in advice(self.session.constitution) if todo != ["evaluate"] else ():
             self._console.say(line)
-        for line in estimate(self._config, self.session.constitution, prompts, todo):
+        for line in summarised(self._config, self.session.constitution, prompts, todo):
             self._console.say(line)
         return prompts
 

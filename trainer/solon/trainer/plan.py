@@ -1,6 +1,6 @@
-"""What a run is going to do: the prompts of every stage, and what that will cost.
+"""What a run is going to do: the prompts of every stage, and whether what it names is there.
 
-Knows nothing of how it is done.
+Knows nothing of how it is done, nor of what it will cost (see ``forecast``).
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from pathlib import Path
 from solon.constitution import Constitution, lint, tagged
 from solon.trainer.config import RunConfig, model_source
 from solon.trainer.errors import ConfigError, PromptError
-from solon.trainer.labelled import load_labelled
 from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
 from solon.trainer.prompts import PromptSet, load_prompts
 from solon.trainer.roster import roster
 from solon.trainer.splits import divide
-from solon.trainer.stages.preflight_settings import asked_by
 from solon.trainer.state import STAGES, Stage
 
 EVALUATION_KEYS = tuple(f"evaluation.{kind}" for kind in SANDBOX_KINDS)
@@ -40,29 +38,48 @@ def read_prompts(config: RunConfig, stages: Collection[Stage]) -> dict[str, Prom
     others, and must not on which stages are run together.
 
     Raises:
-        PromptError: A source is missing or cannot be read, or ``splits.divide`` refuses.
+        PromptError: Sources are missing or cannot be read, or ``splits.divide`` refuses; a line
+            for each problem.
     """
-    _require_sources(config, stages)
-    found = {
-        key: load_prompts(
-            sources_of(config, key),
-            split="eval" if key in EVALUATION_KEYS else "train",
-            seed=config.seed,
-            purpose=key,
+    found, problems = try_prompts(config, stages)
+    if problems:
+        raise PromptError("\n".join(problems))
+    return found
+
+
+def try_prompts(
+    config: RunConfig, stages: Collection[Stage]
+) -> tuple[dict[str, PromptSet], list[str]]:
+    """The prompts that the stages use, by key; or none, and all that is wrong."""
+    problems = _missing_sources(config, stages)
+    found: dict[str, PromptSet] = {}
+    for key in (key for of in PROMPTS_OF.values() for key in of):
+        try:
+            found[key] = load_prompts(
+                sources_of(config, key),
+                split="eval" if key in EVALUATION_KEYS else "train",
+                seed=config.seed,
+                purpose=key,
+            )
+            if key == "comparisons":
+                _require_pairs(found[key])
+        except PromptError as error:
+            problems.append(str(error))
+    if problems:
+        return {}, list(dict.fromkeys(problems))
+    try:
+        divided = divide(
+            {key: of for key, of in found.items() if key not in EVALUATION_KEYS},
+            {key: found[key] for key in EVALUATION_KEYS},
+            held_out_share=config.prompts.held_out_share,
         )
-        for of in PROMPTS_OF.values()
-        for key in of
-    }
-    _require_pairs(found["comparisons"])
-    divided = divide(
-        {key: of for key, of in found.items() if key not in EVALUATION_KEYS},
-        {key: found[key] for key in EVALUATION_KEYS},
-        held_out_share=config.prompts.held_out_share,
-    )
-    return {key: divided[key] for stage in STAGES if stage in stages for key in PROMPTS_OF[stage]}
+    except PromptError as error:
+        return {}, [str(error)]
+    wanted = (key for stage in STAGES if stage in stages for key in PROMPTS_OF[stage])
+    return {key: divided[key] for key in wanted}, []
 
 
-def _require_sources(config: RunConfig, stages: Collection[Stage]) -> None:
+def _missing_sources(config: RunConfig, stages: Collection[Stage]) -> list[str]:
     """A stage without prompts is a mistake that is better noticed before the others have run."""
     needed = {
         "revisions": ("red_team", ("red_team",)),
@@ -72,12 +89,11 @@ def _require_sources(config: RunConfig, stages: Collection[Stage]) -> None:
     }
     if config.preferences.source == "revisions":
         del needed["preferences"]
-    for stage, (name, keys) in needed.items():
-        if stage in stages and not any(sources_of(config, key) for key in keys):
-            raise PromptError(
-                f"prompts.{name}: expected at least one source, which the stage {stage} needs; "
-                "got none"
-            )
+    return [
+        f"prompts.{name}: expected at least one source, which the stage {stage} needs; got none"
+        for stage, (name, keys) in needed.items()
+        if stage in stages and not any(sources_of(config, key) for key in keys)
+    ]
 
 
 def _require_pairs(comparisons: PromptSet) -> None:
@@ -114,6 +130,12 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
         ConfigError: A model's directory is missing, or the constitution lacks principles, or what
             a service demands of its callers is not there.
     """
+    if problems := input_problems(config, constitution):
+        raise ConfigError("\n".join(problems))
+
+
+def input_problems(config: RunConfig, constitution: Constitution) -> list[str]:
+    """A sentence for everything that ``check_inputs`` would refuse."""
     problems = _missing_credentials(config)
     models = {f"models.{role}": name for role, name in config.models.model_dump().items()}
     models |= {place.model_key: place.model for place in roster(config)}
@@ -158,8 +180,7 @@ def check_inputs(config: RunConfig, constitution: Constitution) -> None:
         for name in config.preflight.principles
         if name not in known
     ]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    return problems
 
 
 def _missing_tags(config: RunConfig, constitution: Constitution) -> list[str]:
@@ -202,77 +223,3 @@ def advice(constitution: Constitution) -> list[str]:
         f"warning: constitution {constitution.name}: {found.key}: {found.text}"
         for found in lint(constitution)
     ]
-
-
-def estimate(
-    config: RunConfig,
-    constitution: Constitution,
-    prompts: Mapping[str, PromptSet],
-    stages: Collection[Stage],
-) -> list[str]:
-    """A line a stage: prompts and model calls."""
-    count = {key: len(found.prompts) for key, found in prompts.items()}
-    lines = []
-    if "preflight" in stages:
-        lines.append(_preflight(config, constitution))
-    if "revisions" in stages:
-        calls = count["red_team"] * _calls_of_chain(config)
-        calls += count["helpfulness"] * config.revisions.helpful_samples
-        lines.append(
-            f"revisions: {count['red_team']:,} red-team and {count['helpfulness']:,} helpfulness "
-            f"prompts, {calls:,} generations"
-        )
-    if "preferences" in stages:
-        source = config.preferences.source
-        sampled = 0 if source == "revisions" else count["preferences"]
-        # what the revisions stage made is known to it alone, once it is done
-        revised = 0 if source == "samples" else count.get("red_team", 0)
-        made, judged = _calls_of_preferences(config, constitution, sampled, revised)
-        lines.append(
-            f"preferences: {sampled + revised:,} prompts, {made:,} generations, up to "
-            f"{judged:,} judgements"
-        )
-    if "rl" in stages:
-        lines.append(f"rl: {count['rl']:,} prompts, {config.rl.episodes:,} episodes")
-    if "evaluate" in stages:
-        held_out = sum(count[key] for key in EVALUATION_KEYS)
-        lines.append(f"evaluate: {held_out:,} held-out prompts for every model")
-    return lines + _left_out(prompts)
-
-
-def _left_out(prompts: Mapping[str, PromptSet]) -> list[str]:
-    """A line for every reason for which prompts are not used."""
-    held = sum(found.divided for key, found in prompts.items() if key not in EVALUATION_KEYS)
-    trained = sum(found.divided for key, found in prompts.items() if key in EVALUATION_KEYS)
-    said = {
-        "duplicate prompts are left out": sum(found.duplicates for found in prompts.values()),
-        "rows without a prompt are left out": sum(found.unusable for found in prompts.values()),
-        "prompts for training are held out, since evaluation has them": held,
-        "prompts for evaluation are left out, since training has them": trained,
-    }
-    return [f"{count:,} {what}" for what, count in said.items() if count]
-
-
-def _preflight(config: RunConfig, constitution: Constitution) -> str:
-    chosen = config.preflight
-    known = load_labelled(chosen.source, count=chosen.count, seed=config.seed)
-    asked = len(asked_by(constitution, chosen))
-    return f"preflight: {len(known):,} labelled responses by {asked:,} principles"
-
-
-def _calls_of_chain(config: RunConfig) -> int:
-    per_round = 1 if config.revisions.skip_critique else 2
-    return 1 + config.revisions.rounds * per_round
-
-
-def _calls_of_preferences(
-    config: RunConfig, constitution: Constitution, sampled: int, revised: int
-) -> tuple[int, int]:
-    chosen = config.preferences
-    everything = len(constitution.for_comparison)
-    principles = everything if chosen.principles == "all" else chosen.principles
-    pairs = sampled * chosen.pairs + revised
-    judged = pairs * principles * (2 if chosen.both_orders else 1)
-    judged *= len(chosen.panel.judges) if chosen.panel else 1
-    chains = judged * chosen.chain_of_thought.chains if chosen.chain_of_thought else 0
-    return sampled * chosen.responses + chains, chains or judged

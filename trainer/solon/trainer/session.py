@@ -46,12 +46,7 @@ def open_session(config: RunConfig, *, resume: bool) -> Iterator[Session]:
     constitution = load(resolve(config.constitution))
     assert config.run_dir is not None, "load_config sets it"
     run = RunDirectory(config.run_dir)
-    _refuse_foreign(run)
-    if run.storage.exists(SAVED_NAME) and not resume:
-        raise RunDirectoryError(
-            f"{run.url}: there is a run in it already. Go on with it: add --resume. Start another: "
-            "add --run DIRECTORY"
-        )
+    check_place(run, resume=resume)
     with exclusive(run.storage):
         if run.storage.exists(SAVED_NAME):
             _require_same(run, config, constitution)
@@ -62,6 +57,20 @@ def open_session(config: RunConfig, *, resume: bool) -> Iterator[Session]:
         # last, since it is what makes the directory a run
         run.storage.write(SAVED_NAME, to_yaml(config).encode())
         yield Session(run=run, config=config, constitution=constitution)
+
+
+def check_place(run: RunDirectory, *, resume: bool) -> None:
+    """Hold that a run may be made, or gone on with, in this directory.
+
+    Raises:
+        RunDirectoryError: There is a run and may not be, or there are other files.
+    """
+    _refuse_foreign(run)
+    if run.storage.exists(SAVED_NAME) and not resume:
+        raise RunDirectoryError(
+            f"{run.url}: there is a run in it already. Go on with it: add --resume. Start another: "
+            "add --run DIRECTORY"
+        )
 
 
 def saved_config(run: RunDirectory) -> RunConfig:

@@ -125,8 +125,8 @@ class ServiceConfig(Settings):
     threads: PositiveInt | None = None
     """CPU threads of a service that the run starts, 1 or more. None: half of the cores, since two
     services work at the same time, and threads that outnumber the cores wait for one another."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of a service that the run starts: auto, cpu or cuda."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
+    """Device of a service that the run starts: auto, cpu, cuda, or cuda:N for one of several."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of a service that the run starts: auto, float32 or bfloat16."""
     max_batch: PositiveInt = 64
@@ -170,6 +170,9 @@ class ServicesConfig(Settings):
     """Deadline of one call, in seconds, above 0."""
     training_threads: PositiveInt | None = None
     """CPU threads of a training stage, 1 or more. None: all cores."""
+    release_for_training: bool = False
+    """Stop what the run has started while a model is trained, so that its memory is free, and
+    start it again after. For accelerators that cannot hold both."""
 
 
 class StoreConfig(Settings):
