@@ -99,6 +99,7 @@ BROKEN = [
         ["config.yml:7: revisions: train_rounds: expected at most rounds=2, got 3"],
     ),
     ("revisions:\n  rounds: many\n", ["revisions.rounds: expected a whole number, got 'many'"]),
+    ("rl: {algorithm: dpo, reward: {judge: 1}}\n", ["config.yml:7: rl: reward.judge: expected 0"]),
     ("rl: {clip: -1}\n", ["config.yml:7: rl.clip: expected greater than 0, got -1"]),
     (
         "services: {judge: {address: 'judge:50051', tls: {key: k.pem}}}\n",

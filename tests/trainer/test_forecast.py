@@ -166,6 +166,19 @@ def test_a_dry_run_resolves_and_estimates_everything_and_starts_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_dpo_is_planned_on_the_pairs_with_a_reference_and_no_reward_model(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dpo = ["rl.algorithm=dpo", "dpo.batch_size=8", "dpo.micro_batch_size=8"]
+    found = dry(capsys, *plan, "--gpus", "1xa100-40gb", *dpo, "dpo.max_length=512")
+    trainings = {one["stage"]: one for one in found["training"]}
+    assert set(trainings) == {"sft", "rl"}
+    assert trainings["rl"]["sampled_tokens"] == 0
+    (use,) = [u for u in found["memory"] if (u["stage"], u["process"]) == ("rl", "training")]
+    assert "reference" in use["parts"]
+    assert not any("reward" in name for name in use["parts"])
+
+
 def test_a_person_sees_the_plan_and_whether_it_fits(
     plan: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from solon.trainer.errors import RunDirectoryError
 from solon.trainer.stages import worker
 from solon.trainer.stages.modeling import save_model
 from solon.trainer.stages.scoring import RewardStatistics
@@ -113,6 +114,25 @@ class Events(io.StringIO):
         if self.until is not None and self.until in line:
             raise KilledError(self.until)
         return super().write(line)
+
+
+def test_dpo_needs_no_reward_model_and_leaves_what_rl_leaves(
+    run_dir: Path, base_model: Path
+) -> None:
+    shutil.copytree(base_model, run_dir / "models/sl")
+    saved = run_dir / "config.yaml"
+    dpo = "dpo: {batch_size: 16, micro_batch_size: 8, log_every: 1}\n"
+    saved.write_text(saved.read_text().replace("rl: {", "rl: {algorithm: dpo, ") + dpo)
+    events = Events()
+    figures = worker._run("rl", run_dir, worker._Events(events), judge=None)
+    assert figures["test_pairs"] == 12
+    assert (run_dir / "models/rl/model.safetensors").exists()
+    rows = metrics_rows(run_dir, "rl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["loss"] < 0.7
+    (run_dir / "export/preferences/train.parquet").unlink()
+    with pytest.raises(RunDirectoryError, match="what the preferences stage makes"):
+        worker._run("rl", run_dir, worker._Events(events), judge=None)
 
 
 def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finished(

@@ -28,7 +28,7 @@ from solon.trainer.stages.settings import (
     ServicesConfig,
     StoreConfig,
 )
-from solon.trainer.training import RewardConfig, SftConfig
+from solon.trainer.training import DpoConfig, RewardConfig, SftConfig
 from solon.trainer.yaml_source import KeyPath, YamlSource, override, parse
 
 SAVED_NAME = "config.yaml"
@@ -100,6 +100,8 @@ class RunConfig(Settings):
     """The stage that trains the preference model."""
     rl: PPOConfig = PPOConfig()
     """The stage of reinforcement learning."""
+    dpo: DpoConfig = DpoConfig()
+    """That stage with ``rl.algorithm: dpo``, which has nothing else of ``rl``."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The stage that measures."""
 

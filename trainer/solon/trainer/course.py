@@ -37,9 +37,11 @@ _ROLES: Mapping[Stage, frozenset[Role]] = {
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that a whole run has, in their order: without those that nothing would use."""
-    unused = {"preflight"} if config.preflight.mode == "skip" else set()
-    if not config.rl.reward.model:
-        unused |= {"preferences", "reward"}
+    unused: set[Stage] = {"preflight"} if config.preflight.mode == "skip" else set()
+    if not config.rl.has_reward_model:
+        unused.add("reward")
+    if not (config.rl.has_reward_model or config.rl.algorithm == "dpo"):
+        unused.add("preferences")
     return tuple(stage for stage in STAGES if stage not in unused)
 
 
@@ -49,7 +51,9 @@ def needs(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
         return _PAIRS_OF[config.preferences.source]
     if stage != "rl":
         return _NEEDS[stage]
-    return ("sft", "reward") if config.rl.reward.model else ("sft",)
+    if config.rl.algorithm == "dpo":
+        return ("sft", "preferences")
+    return ("sft", "reward") if config.rl.has_reward_model else ("sft",)
 
 
 def roles(config: RunConfig, stage: Stage) -> frozenset[Role]:

@@ -77,9 +77,10 @@ READS: Mapping[Stage, Reads] = {
         stages=("sft",),
     ),
     "reward": Reads(keys=("seed", "reward"), stages=("sft", "preferences")),
-    # the constitution and the judge: the judge may reward
+    # the constitution and the judge: the judge may reward. The preferences: DPO learns from them
     "rl": Reads(
-        keys=("seed", "constitution", "models.judge", "prompts.rl", "rl"), stages=("sft", "reward")
+        keys=("seed", "constitution", "models.judge", "prompts.rl", "rl", "dpo"),
+        stages=("sft", "preferences", "reward"),
     ),
     # its answers belong to a model's weights, which each of them names: so no stages here
     "evaluate": Reads(

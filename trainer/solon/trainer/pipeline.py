@@ -219,7 +219,7 @@ class Pipeline:
         progress: StageProgress,
         judge: str | None = None,
     ) -> Summary:
-        if stage == "rl":
+        if stage == "rl" and self._config.rl.algorithm != "dpo":
             rows = [
                 {"id": prompt.id, "prompt": prompt.conversation.as_dicts()}
                 for prompt in prompts["rl"].prompts

@@ -116,6 +116,29 @@ class RewardConfig(TrainingSettings):
     on all."""
 
 
+class DpoConfig(TrainingSettings):
+    """Direct preference optimisation (Rafailov et al. 2023, 2305.18290): ``rl.algorithm: dpo``.
+
+    The SL model learns the judge's labels without a reward model, kept close to what it was. No
+    response is sampled: all that it learns from are the pairs that were judged.
+    """
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak step size of AdamW, > 0; the paper's."""
+    beta: float = Field(default=0.1, gt=0)
+    """How close it stays to the SL model: the weight of the KL, in rewards per nat, > 0."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """``sigmoid``: the cross-entropy of the Bradley-Terry model (DPO's own). ``ipo``: a squared
+    distance, which a label of 1 does not drive to infinity (Azar et al. 2023, 2310.12036)."""
+    soft_labels: bool = True
+    """Train on the judge's probabilities; false rounds them to 0 or 1."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Chance that a label is the wrong way round, in [0, 1/2): moves every label by that part
+    towards the other (conservative DPO, Mitchell 2023)."""
+    near_tie: float = Field(default=0.05, ge=0, lt=0.5)
+    """Test pairs whose label is within this of 1/2 do not count for accuracy, in [0, 1/2)."""
+
+
 class Report(Protocol):
     """Where a stage says how far it is. The worker writes it as JSON lines and metrics."""
 

@@ -24,7 +24,7 @@ from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.roster import Place, roster
 from solon.trainer.stages.settings import ServiceConfig
 from solon.trainer.state import STAGES, Stage
-from solon.trainer.training import WeightSettings
+from solon.trainer.training import TrainingSettings, WeightSettings
 
 _ROUNDING = 1.25
 """By how much the engine's cache is larger than what lies in it: it grows in steps."""
@@ -190,7 +190,7 @@ class _Planner:
         parts = {
             "sft": self._sft_parts,
             "reward": self._reward_parts,
-            "rl": self._rl_parts,
+            "rl": self._dpo_parts if self._config.rl.algorithm == "dpo" else self._rl_parts,
         }[training.stage](training)
         if parts:
             runtime = {"runtime": memory.RUNTIME} if self._gpus else {}
@@ -210,16 +210,26 @@ class _Planner:
         }
 
     def _reward_parts(self, training: Training) -> dict[str, int]:
+        return self._pairs_parts(training, self._config.reward)
+
+    def _pairs_parts(self, training: Training, config: TrainingSettings) -> dict[str, int]:
         model = self._models.get("base_for_sft")
         if model is None:
             return {}
-        config = self._config.reward
         how = _learning(model, config)
         tokens = 2 * config.micro_batch_size * training.longest
         return {
             **memory.learning_weights(how),
             "activations": memory.activations(model, tokens, how),
         }
+
+    def _dpo_parts(self, training: Training) -> dict[str, int]:
+        """As of a reward model, and a frozen reference unless it is the policy without adapter."""
+        config, model = self._config.dpo, self._models.get("base_for_sft")
+        parts = self._pairs_parts(training, config)
+        if model is not None and config.lora is None:
+            parts["reference"] = model.parameters * _learning(model, config).compute
+        return parts
 
     def _rl_parts(self, training: Training) -> dict[str, int]:
         """The policy learns, perhaps the values too; reference and reward model do not.
@@ -286,10 +296,15 @@ class _Planner:
         if model is None:
             return None
         gpu, size = self._gpus[0], model.parameters
-        if one.stage == "rl":
+        if one.stage == "rl" and self._config.rl.algorithm != "dpo":
             return self._rl_time(one, gpu, model)
-        config = self._config.sft if one.stage == "sft" else self._config.reward
-        return training_seconds(gpu, 1, parameters=size, tokens=one.tokens, passes=_passes(config))
+        passes = {
+            "sft": _passes(self._config.sft),
+            "reward": _passes(self._config.reward),
+            # and the reference's pass
+            "rl": _passes(self._config.dpo) + 1.0,
+        }[one.stage]
+        return training_seconds(gpu, 1, parameters=size, tokens=one.tokens, passes=passes)
 
     def _rl_time(self, one: Training, gpu: Accelerator, model: Model) -> float:
         config = self._config.rl

@@ -150,6 +150,13 @@ def _models(found: Collection[tuple[str, str, Found]], problems: list[str]) -> d
     return models
 
 
+def _length_key(config: RunConfig, stage: Stage) -> str:
+    """What bounds the sequences of a training stage."""
+    if stage != "rl":
+        return f"{stage}.max_length"
+    return "dpo.max_length" if config.rl.algorithm == "dpo" else "rl.max_response_tokens"
+
+
 def _too_long(config: RunConfig, work: Workload, models: Mapping[str, Model]) -> list[str]:
     """Sequences that do not fit a model's context."""
     keys = {
@@ -167,7 +174,7 @@ def _too_long(config: RunConfig, work: Workload, models: Mapping[str, Model]) ->
     ]
     asked += [
         (
-            "rl.max_response_tokens" if one.stage == "rl" else f"{one.stage}.max_length",
+            _length_key(config, one.stage),
             _BASE,
             one.longest,
         )

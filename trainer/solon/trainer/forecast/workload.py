@@ -27,6 +27,7 @@ from solon.trainer.plan import EVALUATION_KEYS
 from solon.trainer.prompts import PromptSet
 from solon.trainer.stages.preflight_settings import asked_by
 from solon.trainer.state import Stage
+from solon.trainer.training import TrainingSettings
 
 EXPECTED_SHARE = 0.5
 """Of ``max_tokens``: how long an answer is expected to be."""
@@ -114,9 +115,11 @@ def workload(
         calls += counter.preferences()
     if "reward" in stages and "preferences" in prompts:
         trainings.append(counter.reward())
-    if "rl" in stages:
+    if "rl" in stages and config.rl.algorithm != "dpo":
         calls += counter.rl_scores()
         trainings.append(counter.rl())
+    elif "rl" in stages and "preferences" in prompts:
+        trainings.append(counter.dpo())
     if "evaluate" in stages:
         calls += counter.evaluate()
     return Workload(
@@ -150,6 +153,8 @@ def summary(work: Workload) -> list[str]:
         )
     lines += [
         f"rl: {count['rl']:,} prompts, {one.records:,} episodes"
+        if one.sampled_tokens
+        else f"rl: {one.records:,} judged pairs, by DPO"
         for one in work.trainings
         if one.stage == "rl"
     ]
@@ -400,14 +405,20 @@ class _Counter:
         )
 
     def reward(self) -> Training:
-        config, preferences = self._config.reward, self._config.preferences
+        return self._on_pairs("reward", self._config.reward)
+
+    def dpo(self) -> Training:
+        return self._on_pairs("rl", self._config.dpo)
+
+    def _on_pairs(self, stage: Stage, config: TrainingSettings) -> Training:
+        preferences = self._config.preferences
         sampled, revised = self.compared()
         judged = sampled * preferences.pairs + revised
         pairs = round(judged * (1 - preferences.test_share) / (1 - preferences.given.share))
         response = _expected(preferences.sampling.max_tokens)
         tokens = 2 * pairs * (self._lengths["preferences"].mean + response)
         return Training(
-            stage="reward",
+            stage=stage,
             records=pairs * config.epochs,
             steps=-(-pairs * config.epochs // config.batch_size),
             tokens=round(tokens * config.epochs),

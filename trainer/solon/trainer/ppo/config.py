@@ -39,9 +39,11 @@ class RewardSources(Settings):
 class PPOConfig(WeightSettings):
     """Policy optimisation against a reward, with a KL penalty from the SL model."""
 
-    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    algorithm: Literal["ppo", "grpo", "rloo", "dpo"] = "ppo"
     """``ppo``: advantages from a value network (the paper's). ``grpo``, ``rloo``: from the other
-    responses to the same prompt, without one, which saves its memory and its time."""
+    responses to the same prompt, without one, which saves its memory and its time. ``dpo``: learns
+    the judge's labels themselves, with the settings of the section ``dpo`` and no others of this
+    one; the stage ``reward`` is left out of a run."""
     group_size: int = Field(default=4, ge=2)
     """Responses to each prompt with ``grpo`` and ``rloo``, >= 2; divides ``batch_size``."""
     scale_by_group: bool = True
@@ -125,6 +127,20 @@ class PPOConfig(WeightSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labels_are_no_reward(self) -> PPOConfig:
+        if self.algorithm == "dpo" and self.reward.judge:
+            raise ValueError(
+                "reward.judge: expected 0 with algorithm dpo, which learns from labels and from no "
+                f"reward, got {self.reward.judge!r}"
+            )
+        return self
+
+    @property
+    def has_reward_model(self) -> bool:
+        """Whether a reward model scores the responses."""
+        return self.algorithm != "dpo" and self.reward.model > 0
+
     @property
     def has_value_network(self) -> bool:
         """Whether a value network learns along."""
@@ -138,7 +154,7 @@ class PPOConfig(WeightSettings):
     @property
     def responses_per_prompt(self) -> int:
         """Episodes of one batch that answer the same prompt."""
-        return 1 if self.algorithm == "ppo" else self.group_size
+        return self.group_size if self.algorithm in ("grpo", "rloo") else 1
 
     @property
     def batches(self) -> int:

@@ -1,6 +1,7 @@
 """Judged pairs as tokens, and how well scores of theirs agree with the judge.
 
-Knows nothing of models, of how a loss is made smaller, or of the run directory's layout.
+What the stages that learn from preferences share, ``reward`` and ``dpo``. Knows nothing of models,
+of how a loss is made smaller, or of the run directory's layout.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ _LOGGED = {
     "accuracy": "accuracy",
     "margin": "margin",
     "mean_reward": "reward",
+    "chosen_reward": "chosen_reward",
+    "rejected_reward": "rejected_reward",
 }
 """TRL's name -> ours."""
 

@@ -98,15 +98,22 @@ def _run(stage: str, run: Path, events: _Events, judge: str | None) -> dict[str,
     checkpoints = run / "checkpoints" / stage
     checkpoints.mkdir(parents=True, exist_ok=True)
     report = _RunReport(stage, run / "metrics.jsonl", events)
-    train = partial(_rl, judge=judge) if stage == "rl" else _STAGES[stage]
-    metrics = train(config, run, checkpoints, report)
+    metrics = _trains(stage, config, judge)(config, run, checkpoints, report)
     shutil.rmtree(checkpoints)
     return metrics
 
 
 def _needs(stage: str, config: RunConfig) -> dict[str, str]:
-    without_model = stage == "rl" and not config.rl.reward.model
+    if stage == "rl" and config.rl.algorithm == "dpo":
+        return {_SL: "sft", _PAIRS: "preferences"}
+    without_model = stage == "rl" and not config.rl.has_reward_model
     return {p: maker for p, maker in _NEEDS[stage].items() if not (without_model and p == _REWARD)}
+
+
+def _trains(stage: str, config: RunConfig, judge: str | None) -> Train:
+    if stage != "rl":
+        return _STAGES[stage]
+    return _dpo if config.rl.algorithm == "dpo" else partial(_rl, judge=judge)
 
 
 def _quieten_libraries() -> None:
@@ -178,7 +185,7 @@ def _rl(
             config.rl,
             base_model=str(run / _SL),
             sources=Sources(
-                reward_model=str(run / _REWARD) if config.rl.reward.model else None,
+                reward_model=str(run / _REWARD) if config.rl.has_reward_model else None,
                 judge=connected,
             ),
             data=run / _RL_PROMPTS,
@@ -187,6 +194,21 @@ def _rl(
             seed=config.seed,
             report=report,
         )
+
+
+def _dpo(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) -> dict[str, float]:
+    from solon.trainer.stages.dpo import train_dpo  # noqa: PLC0415 - heavy
+
+    return train_dpo(
+        config.dpo,
+        base_model=str(run / _SL),
+        data=run / _PAIRS,
+        test_data=run / _TEST_PAIRS,
+        output=run / _RL,
+        checkpoints=checkpoints,
+        seed=config.seed,
+        report=report,
+    )
 
 
 @contextmanager
@@ -273,7 +295,9 @@ class _RunReport:
         self._events.send(event="message", text=text)
 
 
-_STAGES: Mapping[str, Callable[[RunConfig, Path, Path, _RunReport], dict[str, float]]] = {
+Train = Callable[[RunConfig, Path, Path, _RunReport], dict[str, float]]
+
+_STAGES: Mapping[str, Train] = {
     "sft": _sft,
     "reward": _reward,
     "rl": _rl,
