@@ -17,6 +17,7 @@ from solon.trainer.config import (
     shipped_names,
     to_yaml,
 )
+from solon.trainer.course import stages_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.settings import Settings
 
@@ -60,6 +61,13 @@ def test_an_override_reaches_into_lists(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL + "prompts: {red_team: [{source: a.txt}, {source: b.txt}]}\n")
     config = load_config(path, ["prompts.red_team.1.count=5"])
     assert [source.count for source in config.prompts.red_team] == [None, 5]
+
+
+def test_a_run_may_have_some_of_the_stages_and_they_keep_their_order(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL), ["stages=[sft, revisions]"])
+    assert stages_of(config) == ("revisions", "sft")
+    without_model = ["rl.reward.model=0", "rl.reward.judge=1", "stages=[reward, rl]"]
+    assert stages_of(load_config(write(tmp_path, MINIMAL), without_model)) == ("rl",)
 
 
 def test_what_is_saved_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
@@ -146,6 +154,12 @@ BROKEN = [
         "evaluate: {ground_truth: sandbox}\nprompts: {evaluation: {harmful: [x.txt]}}\n",
         ["prompts.evaluation.harmful", "evaluate.ground_truth=null"],
     ),
+    ("stages: [sft, baking]\n", ["config.yml:7: stages[1]: expected", "'baking'"]),
+    (
+        "services: {reward_device: 'cuda:1'}\nrl: {value_network: head}\n",
+        ["services.reward_device: expected null", "'cuda:1'", "to 'full'"],
+    ),
+    ("services: {judge: {device: gpu}}\n", ["services.judge.device: ", "'gpu'", "cuda:N"]),
     ("seed: 1\nseed: 2\n", ["config.yml:8: key 'seed' was given before, at", "config.yml:7"]),
     ("seed: [1\n", ["config.yml:8: not valid YAML"]),
     ("7: x\n", ["config.yml:7: expected a text key, got 7"]),
@@ -210,6 +224,7 @@ def test_an_unknown_configuration_is_refused_with_those_that_exist(
 def test_only_what_changes_a_result_counts_as_a_difference() -> None:
     before = load_config("sandbox")
     operational = ["services.in_flight=1", "store.part_records=1", "run_dir=/x"]
+    operational += ["stages=[sft]"]
     limit = "preferences.max_no_verdict_share=0.9"
     after = load_config("sandbox", [*operational, limit, "revisions.rounds=2"])
     assert differences(before, after) == ["revisions.rounds: 4 -> 2"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from solon.trainer.errors import ConfigError, RunDirectoryError
 from solon.trainer.ppo.rollout import sample
 from solon.trainer.stages.calibration import calibration_error, reliability
-from solon.trainer.stages.modeling import ChatEncoder, batch_order, load_causal_lm
+from solon.trainer.stages.modeling import (
+    ChatEncoder,
+    batch_order,
+    load_causal_lm,
+    load_tokenizer,
+    stop_ids,
+)
 from solon.trainer.stages.reward import soft_preference_loss, train_reward
 from solon.trainer.stages.sft import train_sft
 from solon.trainer.training import RewardConfig, SftConfig
@@ -272,3 +279,41 @@ def test_a_model_without_a_chat_template_is_refused(
             SFT, base_model=str(path), data=run_dir / "export/sft/train.parquet",
             output=run_dir / "out", checkpoints=run_dir / "ck", seed=0, report=recorder(),
         )  # fmt: skip
+
+
+def test_a_base_model_without_a_chat_format_takes_another_models(
+    make_lm: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    base_model: Path,
+    run_dir: Path,
+    recorder: Callable[..., Any],
+) -> None:
+    plain = run_dir / "plain"
+    model = make_lm()
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    (plain / "chat_template.jinja").unlink()
+    where = {
+        "data": run_dir / "export/sft/train.parquet",
+        "output": run_dir / "models" / "chats",
+        "checkpoints": run_dir / "checkpoints" / "chats",
+    }
+    few = SFT.model_copy(update={"epochs": 1})
+
+    def train(base: Path, chats: Path) -> dict[str, float]:
+        return train_sft(
+            few, base_model=str(base), chat_model=str(chats), seed=3, report=recorder(), **where
+        )
+
+    assert train(plain, base_model)["records"] > 0
+    made = load_tokenizer(str(where["output"]))
+    assert made.chat_template == tokenizer.chat_template
+    assert stop_ids(load_causal_lm(str(where["output"])), made) == [tokenizer.eos_token_id]
+    other = run_dir / "other"
+    shutil.copytree(plain, other)
+    vocabulary = other / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"flour"', '"flower"'))
+    with pytest.raises(ConfigError, match=r"sft.chat_format: expected models with the same voc"):
+        train(other, base_model)

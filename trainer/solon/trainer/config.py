@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from solon.constitution import names as constitution_names
 from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.prompt_settings import SANDBOX, PromptsConfig, PromptSource, is_file
 from solon.trainer.settings import Settings
+from solon.trainer.stage_names import STAGES, Stage
 from solon.trainer.stages.preference_settings import PreferencesConfig
 from solon.trainer.stages.preflight_settings import PreflightConfig
 from solon.trainer.stages.settings import (
@@ -39,6 +40,7 @@ LABELLED_NAMES = ("written", "sandbox")
 """Labelled responses that are not of a file."""
 OPERATIONAL: dict[str, Any] = {
     "run_dir": True,
+    "stages": True,
     "services": True,
     "store": True,
     "preflight": {"mode", "min_auc", "max_missed", "max_false_alarms"},
@@ -76,6 +78,9 @@ class RunConfig(Settings):
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Every draw of the run derives from it, 0 to 2**63 - 1."""
+    stages: tuple[Stage, ...] = Field(default=STAGES, min_length=1)
+    """What ``solon run`` runs, in the order of a run, such as ``[revisions, sft]``; what is left
+    out another command, configuration or machine can do in the same run directory."""
     run_dir: str | None = None
     """Where the run is written: a path or an fsspec URL. None: ``runs/`` and the config's name."""
     constitution: str
@@ -105,6 +110,11 @@ class RunConfig(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     """The stage that measures."""
 
+    @field_validator("stages")
+    @classmethod
+    def _in_the_order_of_a_run(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        return tuple(stage for stage in STAGES if stage in stages)
+
     @model_validator(mode="after")
     def _given_comparisons_have_a_share(self) -> RunConfig:
         share = self.preferences.given.share
@@ -124,6 +134,17 @@ class RunConfig(Settings):
                     f"services.panel.{name}: expected a judge of preferences.panel.judges, which "
                     f"are {', '.join(judges) or 'none'}; add it there with its model, or remove it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_value_head_is_beside_the_reward_model(self) -> RunConfig:
+        has_head = self.rl.has_value_network and self.rl.value_network == "head"
+        if has_head and self.services.reward_device is not None:
+            raise ValueError(
+                "services.reward_device: expected null with rl.value_network 'head', which stands "
+                f"on the reward model beside the policy, got {self.services.reward_device!r}; set "
+                "rl.value_network to 'full'"
+            )
         return self
 
     @model_validator(mode="after")

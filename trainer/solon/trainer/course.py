@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from solon.trainer.config import RunConfig
 from solon.trainer.launch.services import Role
-from solon.trainer.state import STAGES, Stage
+from solon.trainer.state import Stage
 
 TRAINING: tuple[Stage, ...] = ("sft", "reward", "rl")
 """Stages that train a model, in a process of their own."""
@@ -42,7 +42,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         unused.add("reward")
     if not (config.rl.has_reward_model or config.rl.algorithm == "dpo"):
         unused.add("preferences")
-    return tuple(stage for stage in STAGES if stage not in unused)
+    return tuple(stage for stage in config.stages if stage not in unused)
 
 
 def needs(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:

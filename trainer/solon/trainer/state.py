@@ -6,22 +6,13 @@ Knows nothing of what a stage does.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from solon.trainer.errors import RunDirectoryError
+from solon.trainer.stage_names import STAGES, Stage
 from solon.trainer.store import STATE_NAME, RunDirectory
 
-Stage = Literal["preflight", "revisions", "sft", "preferences", "reward", "rl", "evaluate"]
-STAGES: tuple[Stage, ...] = (
-    "preflight",
-    "revisions",
-    "sft",
-    "preferences",
-    "reward",
-    "rl",
-    "evaluate",
-)
-"""In the order of a run."""
+__all__ = ["STAGES", "Origin", "RunState", "Stage", "StageKey"]
 
 _FORMAT = 1
 

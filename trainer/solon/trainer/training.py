@@ -98,6 +98,11 @@ class SftConfig(TrainingSettings):
     pre-training, and a batch of 1024.
     """
 
+    chat_format: Literal["base", "policy"] = "base"
+    """Whose chat template and tokens that end a turn are trained, and published with the model:
+    those of the ``base`` model, or the ``policy``'s, for a pre-trained model that has none. The two
+    have to share their vocabulary."""
+
 
 class RewardConfig(TrainingSettings):
     """The preference model on the judge's labels (Bai et al. 2022, section 4.1)."""

@@ -30,6 +30,7 @@ _ROUNDING = 1.25
 """By how much the engine's cache is larger than what lies in it: it grows in steps."""
 _SCORE_KEYS = 65_536
 """Tokens that the transformers engine has in its cache while it scores, unless told otherwise."""
+_REWARD_MODEL = "reward model"
 _VLLM_SHARE = 0.9
 """Of a device's memory that vLLM takes, unless told otherwise."""
 
@@ -151,7 +152,7 @@ class _Planner:
                 f"{place.key}.engine: nothing is known of the memory of {service.engine!r}"
             )
             return
-        device = self._device(service)
+        device = self._index(service.device)
         if service.engine == "vllm" and self._gpus:
             share = float(service.engine_options.get("gpu_memory_utilization", _VLLM_SHARE))
             parts: Parts = {"vLLM's share": round(share * self._gpus[device].memory)}
@@ -174,12 +175,11 @@ class _Planner:
             rows=rows,
         )
 
-    def _device(self, service: ServiceConfig) -> int:
-        index = int(service.device.partition(":")[2] or 0)
+    def _index(self, device: str) -> int:
+        """Of cuda:1 it is 1; of what is not there, the last."""
+        index = int(device.partition(":")[2] or 0)
         if index >= len(self._gpus) and index:
-            self.unknown.append(
-                f"device {service.device!r}: there are {len(self._gpus)} accelerators"
-            )
+            self.unknown.append(f"device {device!r}: there are {len(self._gpus)} accelerators")
         return min(index, max(0, len(self._gpus) - 1))
 
     def _element(self, service: ServiceConfig) -> int:
@@ -187,21 +187,27 @@ class _Planner:
         return 2 if is_half else 4
 
     def _training_uses(self, training: Training) -> Iterator[Use]:
-        parts = {
+        parts: dict[str, int] = {
             "sft": self._sft_parts,
             "reward": self._reward_parts,
             "rl": self._dpo_parts if self._config.rl.algorithm == "dpo" else self._rl_parts,
         }[training.stage](training)
-        if parts:
-            runtime = {"runtime": memory.RUNTIME} if self._gpus else {}
-            yield Use(stage=training.stage, process="training", device=0, parts=parts | runtime)
+        if not parts:
+            return
+        runtime = {"runtime": memory.RUNTIME} if self._gpus else {}
+        apart = self._config.services.reward_device if training.stage == "rl" else None
+        if apart is not None and _REWARD_MODEL in parts:
+            elsewhere = {_REWARD_MODEL: parts.pop(_REWARD_MODEL)}
+            device = self._index(apart)
+            yield Use(stage="rl", process="reward model", device=device, parts=elsewhere | runtime)
+        yield Use(stage=training.stage, process="training", device=0, parts=parts | runtime)
 
     def _sft_parts(self, training: Training) -> dict[str, int]:
         model = self._models.get("base_for_sft")
         if model is None:
             return {}
         config = self._config.sft
-        how = _learning(model, config)
+        how = learning(model, config)
         tokens = config.micro_batch_size * training.longest
         return {
             **memory.learning_weights(how),
@@ -216,7 +222,7 @@ class _Planner:
         model = self._models.get("base_for_sft")
         if model is None:
             return {}
-        how = _learning(model, config)
+        how = learning(model, config)
         tokens = 2 * config.micro_batch_size * training.longest
         return {
             **memory.learning_weights(how),
@@ -228,7 +234,7 @@ class _Planner:
         config, model = self._config.dpo, self._models.get("base_for_sft")
         parts = self._pairs_parts(training, config)
         if model is not None and config.lora is None:
-            parts["reference"] = model.parameters * _learning(model, config).compute
+            parts["reference"] = model.parameters * learning(model, config).compute
         return parts
 
     def _rl_parts(self, training: Training) -> dict[str, int]:
@@ -241,19 +247,19 @@ class _Planner:
         if model is None:
             return {}
         config = self._config.rl
-        how = _learning(model, config)
-        learning = memory.learning_weights(how)
+        how = learning(model, config)
+        weights = memory.learning_weights(how)
         frozen = model.parameters * how.compute
-        parts = {f"policy's {name}": size for name, size in learning.items()}
+        parts = {f"policy's {name}": size for name, size in weights.items()}
         if config.reward.model:
-            parts["reward model"] = frozen
+            parts[_REWARD_MODEL] = frozen
         if config.lora is None:
             parts["reference"] = frozen
         tokens = config.micro_batch_size * training.longest
         activations = memory.activations(model, tokens, how)
         activations += min(memory.LOGITS_AT_ONCE, tokens * model.vocabulary) * 12
         if _has_value_trunk(config):
-            parts["value network"] = sum(learning.values())
+            parts["value network"] = sum(weights.values())
             activations += memory.activations(model, tokens, how)
         sampled = memory.sampling(
             model, rows=config.batch_size, tokens=training.longest, element=how.compute
@@ -282,7 +288,7 @@ class _Planner:
         element = self._element(service)
         rows = min(service.max_batch, max(1, one.calls))
         return generation_seconds(
-            self._gpus[self._device(service)],
+            self._gpus[self._index(service.device)],
             weight_bytes=model.parameters * element,
             cache_bytes=memory.key_value_bytes(model, rows * one.longest, element),
             parameters=model.parameters,
@@ -308,7 +314,7 @@ class _Planner:
 
     def _rl_time(self, one: Training, gpu: Accelerator, model: Model) -> float:
         config = self._config.rl
-        how = _learning(model, config)
+        how = learning(model, config)
         once = one.tokens // config.epochs
         rows = config.batch_size
         sampling = generation_seconds(
@@ -346,7 +352,8 @@ def _passes(settings: WeightSettings) -> float:
     return (2.0 if settings.lora else 3.0) + (1.0 if settings.gradient_checkpointing else 0.0)
 
 
-def _learning(model: Model, settings: WeightSettings) -> Learning:
+def learning(model: Model, settings: WeightSettings) -> Learning:
+    """How a stage with these settings holds a network that it trains."""
     trainable, frozen = model.parameters, 0
     if settings.lora is not None:
         targets = settings.lora.target_modules

@@ -14,7 +14,7 @@ from solon.trainer.config import RunConfig
 from solon.trainer.course import roles, stages_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.forecast import surroundings
-from solon.trainer.forecast.budget import Budget, budget, overfull
+from solon.trainer.forecast.budget import Budget, budget, learning, overfull
 from solon.trainer.forecast.hardware import GIB, Accelerator
 from solon.trainer.forecast.lengths import Tokens
 from solon.trainer.forecast.models import Found, Model, describe, find, problems_of
@@ -93,7 +93,7 @@ async def dry_run(config: RunConfig, gpus: Sequence[Accelerator], *, resume: boo
     sizes = {model.name: model.stored_bytes for model in models.values()}
     seen = [
         await surroundings.services(config, places),
-        surroundings.run_directory(config, needed=_written(models, work), resume=resume),
+        surroundings.run_directory(config, needed=_written(config, models, work), resume=resume),
         surroundings.downloads({key: one for _, key, one in found}, sizes),
     ]
     return DryRun(
@@ -201,14 +201,21 @@ def _machine(found: Budget) -> str:
     )
 
 
-def _written(models: Mapping[str, Model], work: Workload | None) -> int:
-    """Bytes of a run directory: three models, the largest checkpoints, records."""
+def _written(config: RunConfig, models: Mapping[str, Model], work: Workload | None) -> int:
+    """Bytes of a run directory: the models that are trained, the largest checkpoints, records."""
     base = models.get(_BASE)
-    size = 0 if base is None else base.parameters
+    sizes, checkpoints = 0, 0
+    for stage in config.stages if base is not None else ():
+        settings = {"sft": config.sft, "reward": config.reward, "rl": config.rl}.get(stage)
+        if settings is not None and base is not None:
+            how = learning(base, settings)
+            sizes += base.parameters * how.compute
+            networks = 2 if stage == "rl" and config.rl.has_value_network else 1
+            checkpoints = max(checkpoints, networks * how.trainable * _LEARNED * _CHECKPOINTS)
     tokens = 0
     if work is not None:
         tokens = sum(one.prompt_tokens + one.completion_tokens for one in work.calls)
-    return size * (3 * 4 + _CHECKPOINTS * _LEARNED) + tokens * _BYTES_A_TOKEN
+    return sizes + checkpoints + tokens * _BYTES_A_TOKEN
 
 
 def described(found: DryRun) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -99,6 +100,34 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     configured = model.generation_config.eos_token_id if model.generation_config else None
     found = configured if isinstance(configured, list) else [configured]
     return sorted({i for i in [*found, tokenizer.eos_token_id] if i is not None})
+
+
+def take_chat_format(
+    model: PreTrainedModel, name: str, chat_model: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Let ``model`` end its turns as ``chat_model`` does.
+
+    Args:
+        model: Loaded from ``name``; changed in place.
+        name: A directory or a name on the hub.
+        chat_model: Likewise.
+        tokenizer: Of ``chat_model``.
+
+    Raises:
+        ConfigError: The two have different vocabularies.
+    """
+    own = AutoTokenizer.from_pretrained(name)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"sft.chat_format: expected models with the same vocabulary, but {name!r} has "
+            f"{len(own)} tokens and {chat_model!r} {len(tokenizer)} or others; set it to base, and "
+            "give the base model a chat template"
+        )
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(chat_model)
+    except OSError:
+        # it has none: its turns end with the tokenizer's end token
+        model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,6 +39,8 @@ class Sources:
 
     reward_model: str | None
     """The reward stage's directory; its tokenizer may be another than the policy's."""
+    reward_device: str | None = None
+    """Where the reward model is; None: beside the policy."""
     judge: Judge | None = None
     """For direct RLAIF."""
 

@@ -160,7 +160,7 @@ def _reward_model(config: PPOConfig, sources: Sources, device: torch.device) -> 
         sources.reward_model,
         normalise=config.normalise_reward,
         dtype=frozen_dtype(config),
-        device=device,
+        device=torch.device(sources.reward_device) if sources.reward_device else device,
     )
 
 

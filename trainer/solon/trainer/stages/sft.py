@@ -26,6 +26,7 @@ from solon.trainer.stages.modeling import (
     read_columns,
     save_model,
     stop_ids,
+    take_chat_format,
 )
 from solon.trainer.stages.supervised import WholeCheckpoints, train, trainer_arguments
 from solon.trainer.training import Report, SftConfig
@@ -44,6 +45,7 @@ def train_sft(
     checkpoints: Path,
     seed: int,
     report: Report,
+    chat_model: str | None = None,
 ) -> dict[str, float]:
     """Fine-tune ``base_model`` and publish the result at ``output``.
 
@@ -55,17 +57,20 @@ def train_sft(
         checkpoints: A directory of this stage alone; a whole checkpoint in it is gone on from.
         seed: In [0, 2**64); same seed, same model.
         report: Told of every step.
+        chat_model: Whose tokenizer and tokens that end a turn are used. None: ``base_model``'s.
 
     Returns:
         ``loss`` (mean over all steps made now), ``records``, ``too_long``, ``steps``.
 
     Raises:
         ConfigError: The model cannot be loaded, its chat template cannot be trained on, or
-            ``lora.target_modules`` does not fit it.
+            ``lora.target_modules`` does not fit it; or ``chat_model`` has another vocabulary.
         RunDirectoryError: There are no records, or all are too long.
     """
-    tokenizer = load_tokenizer(base_model)
+    tokenizer = load_tokenizer(chat_model or base_model)
     model = load_causal_lm(base_model, dtype=loaded_dtype(config))
+    if chat_model is not None:
+        take_chat_format(model, base_model, chat_model, tokenizer)
     columns = read_columns(data, ["prompt", "completion"])
     turns = ChatEncoder(tokenizer, stop_ids(model, tokenizer)).turns(
         cast("list[Messages]", columns["prompt"]), cast("list[Messages]", columns["completion"])

@@ -129,6 +129,7 @@ def _quieten_libraries() -> None:
 def _sft(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) -> dict[str, float]:
     from solon.trainer.stages.sft import train_sft  # noqa: PLC0415 - heavy
 
+    from_policy = config.sft.chat_format == "policy"
     return train_sft(
         config.sft,
         base_model=model_source(config.models.base_for_sft),
@@ -137,6 +138,7 @@ def _sft(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) ->
         checkpoints=checkpoints,
         seed=config.seed,
         report=report,
+        chat_model=model_source(config.models.policy) if from_policy else None,
     )
 
 
@@ -186,6 +188,7 @@ def _rl(
             base_model=str(run / _SL),
             sources=Sources(
                 reward_model=str(run / _REWARD) if config.rl.has_reward_model else None,
+                reward_device=config.services.reward_device,
                 judge=connected,
             ),
             data=run / _RL_PROMPTS,
