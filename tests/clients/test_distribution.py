@@ -33,7 +33,10 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(
         ("constitutions", "solon/constitution/library"),
         ("trainer/configs", "solon/trainer/configs"),
     ):
-        expected |= {f"{packaged}/{path.name}" for path in (source_tree / folder).iterdir()}
+        whole = source_tree / folder
+        expected |= {
+            f"{packaged}/{path.relative_to(whole)}" for path in whole.rglob("*") if path.is_file()
+        }
     assert sorted(contents) == sorted(expected)
 
 

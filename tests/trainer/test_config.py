@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from solon.trainer.config import (
 from solon.trainer.course import stages_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.settings import Settings
+from solon.trainer.training import LoraSettings
 
 MINIMAL = """\
 constitution: core
@@ -96,6 +98,61 @@ def test_relative_paths_become_absolute_so_that_a_run_resumes_from_anywhere(
     assert config.constitution == "core"
     assert config.services.judge.tls is not None
     assert config.services.judge.tls.ca == str(tmp_path / "certificates/ca.pem")
+
+
+METHODS = {
+    "revisions.rounds": (4, 2),
+    "revisions.train_on": ("all", "last"),
+    "sft.batch_size": (1024, 64),
+    "sft.schedule": ("constant", "cosine"),
+    "sft.epochs": (1, 1),
+    "sft.lora": (None, LoraSettings(rank=32, alpha=64)),
+    "sft.precision": ("float32", "bfloat16"),
+    "preferences.principles": (1, "all"),
+    "preferences.both_orders": (False, True),
+    "reward.soft_labels": (True, True),
+    "reward.centering": (0.0, 0.01),
+    "rl.algorithm": ("ppo", "rloo"),
+    "rl.kl_coefficient": (0.001, 0.05),
+    "rl.normalise_reward": (False, True),
+}
+
+
+def test_the_methods_differ_as_they_say_and_a_file_may_change_anything_in_them(
+    tmp_path: Path,
+) -> None:
+    paper, modern = (
+        load_config(write(tmp_path, f"base: {name}\n{MINIMAL}")) for name in ("paper", "modern")
+    )
+    found = {key: (attrgetter(key)(paper), attrgetter(key)(modern)) for key in METHODS}
+    assert found == METHODS
+    own = "sft: {lora: {rank: 8}}\nrl: {algorithm: ppo}\n"
+    changed = load_config(write(tmp_path, f"base: modern\n{MINIMAL}{own}"), ["sft.epochs=3"])
+    assert changed.sft.lora == LoraSettings(rank=8, alpha=64)
+    assert changed.sft.epochs == 3
+    assert set(differences(modern, changed)) == {
+        "rl.algorithm: 'rloo' -> 'ppo'", "sft.epochs: 1 -> 3", "sft.lora.rank: 32 -> 8"
+    }  # fmt: skip
+    # what is saved is the whole, so that a run does not change with the method
+    (tmp_path / "config.yaml").write_text(to_yaml(modern))
+    assert load_run_config(tmp_path) == modern
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: papre\n", "config.yml:1: base: expected one of modern, paper, got 'papre'. Did"),
+        ("base: paper\nsft: {batch_size: 5}\n", "sft: micro_batch_size: expected a divisor"),
+    ],
+)
+def test_a_method_that_is_none_or_does_not_fit_is_refused(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text + MINIMAL))
+    assert expected in str(caught.value)
+    with pytest.raises(ConfigError, match="`base: paper` at its top"):
+        load_config("paper")
 
 
 BROKEN = [

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from solon.constitution import names as constitution_names
+from solon.trainer import methods
 from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.prompt_settings import SANDBOX, PromptsConfig, PromptSource, is_file
@@ -200,11 +201,12 @@ def load_run_config(run_dir: str | Path) -> RunConfig:
 
 
 def validate(source: YamlSource) -> RunConfig:
-    """Check parsed YAML.
+    """Check parsed YAML, on the method that its key ``base`` names.
 
     Raises:
         ConfigError: As ``load_config``.
     """
+    source = methods.extend(source, _shipped_directory() / "methods")
     try:
         return RunConfig.model_validate(source.data)
     except ValidationError as error:
@@ -261,6 +263,11 @@ def _find(name_or_path: str) -> Path:
     names = shipped_names()
     if name_or_path in names:
         return _shipped_directory() / f"{name_or_path}.yaml"
+    if name_or_path in methods.names(_shipped_directory() / "methods"):
+        raise ConfigError(
+            f"{name_or_path!r} is a method, which has neither models nor prompts: write a file "
+            f"that names them, and `base: {name_or_path}` at its top"
+        )
     close = difflib.get_close_matches(path.stem, names, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     what = "is a directory without a config.yaml" if path.is_dir() else "does not exist"

@@ -85,6 +85,24 @@ def override(source: YamlSource, assignments: Sequence[str]) -> YamlSource:
     return YamlSource(name=source.name, data=data, places=places)
 
 
+def merged(below: YamlSource, above: YamlSource) -> YamlSource:
+    """One source on another: mappings are merged, anything else is replaced."""
+    return YamlSource(
+        name=above.name,
+        data=_merged(below.data, above.data),
+        places={**below.places, **above.places},
+    )
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    data = _copied(dict(below))
+    for key, value in above.items():
+        under = data.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        data[key] = _merged(under, value) if both else _copied(value)
+    return dict(data)
+
+
 def _construct(
     loader: yaml.SafeLoader, node: yaml.Node, path: KeyPath, places: dict[KeyPath, str], name: str
 ) -> Any:
