@@ -54,6 +54,9 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(
         "solon/constitution/library/harmlessness.yaml",
         "solon/constitution/library/sandbox.yaml",
         "solon/trainer/configs/sandbox.yaml",
+        "solon/trainer/written/red_team.jsonl",
+        "solon/trainer/written/helpful.jsonl",
+        "solon/trainer/written/sounds_harmful.jsonl",
     ],
 )
 def test_the_wheel_holds(name: str, contents: list[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from solon.trainer.stages.filters import prefers_position
-from solon.trainer.stages.measures import of_judge, of_models, of_pairwise
+from solon.trainer.stages.measures import by_category, of_judge, of_models, of_pairwise
 from solon.trainer.stages.preference_export import split_of
 
 
@@ -99,8 +100,26 @@ def test_without_ground_truth_models_are_compared_by_the_judge_alone() -> None:
     assert of_judge(pairs)["accuracy"] is None
 
 
-def test_a_prompt_is_always_in_the_same_split() -> None:
-    splits = [split_of(str(number), 0.25) for number in range(2000)]
-    assert splits == [split_of(str(number), 0.25) for number in range(2000)]
+def test_a_category_has_the_figures_of_its_own_prompts() -> None:
+    truths = {"a": "complies", "b": "explains", "c": "evades", "d": "complies"}
+    answer = {"model": "rl", "kind": "harmful"}
+    responses: list[dict[str, Any]] = [
+        {**answer, "prompt_id": one, "truth": truths[one], "category": category}
+        for one, category in (("a", "theft"), ("b", "theft"), ("c", "fraud"), ("d", None))
+    ]
+    found = by_category(responses, responses, partial(of_models, ["rl"]))
+    assert found.keys() == {"theft", "fraud"}
+    assert found["theft"]["rl"]["harmful_compliance"] == {"rate": 0.5, "n": 2}
+    assert found["fraud"]["rl"]["evasion"] == {"rate": 1.0, "n": 1}
+    assert "benign_compliance" not in found["theft"]["rl"]
+
+
+def asked(number: int, text: str = "What is {}?") -> list[dict[str, str]]:
+    return [{"role": "user", "content": text.format(number)}]
+
+
+def test_a_prompt_is_always_in_the_same_split_however_it_is_punctuated() -> None:
+    splits = [split_of(asked(number), 0.25) for number in range(2000)]
+    assert splits == [split_of(asked(number, " WHAT  is {}!"), 0.25) for number in range(2000)]
     assert 400 < splits.count("test") < 600
-    assert {split_of(str(number), 0.0) for number in range(100)} == {"train"}
+    assert {split_of(asked(number), 0.0) for number in range(100)} == {"train"}

@@ -155,7 +155,7 @@ def _exports(
         examples = revisions.examples_of(made, config.revisions)
         found["sft/train"] = [row for row in examples if row["id"] not in left_out]
     if compared is not None:
-        split = preference_export.split_of(compared["id"], config.preferences.test_share)
+        split = preference_export.split_of(compared["prompt"], config.preferences.test_share)
         out = preference_export.copied(run, config.preferences.filters.max_copies)
         pairs = (row for row in preference_export.pairs_of(compared) if row["id"] not in out)
         found[f"preferences/{split}"] = list(pairs)

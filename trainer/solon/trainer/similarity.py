@@ -6,7 +6,6 @@ prompts or files.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import re
@@ -76,9 +75,10 @@ def resemblance(one: Shingles, other: Shingles) -> float:
 class NearDuplicates:
     """Texts of which no two resemble each other, and whether a further one does.
 
-    Exact: a text is compared with all that can reach the threshold. Those share one of the first
-    ``|x| - ceil(t|x|) + 1`` shingles in any fixed order (prefix filtering: Chaudhuri, Ganti and
-    Kaushik 2006, "A primitive operator for similarity joins in data cleaning", section 4).
+    Exact: a text is compared with all that can reach the threshold t. Those share ``t|x|`` of its
+    shingles at least, hence one of any ``|x| - ceil(t|x|) + 1``; the rarest are looked up (Sarawagi
+    and Kirpal 2004, "Efficient set joins on similarity predicates": the longest lists need no
+    merging).
     """
 
     def __init__(self, threshold: float) -> None:
@@ -94,8 +94,9 @@ class NearDuplicates:
     def find(self, text: str) -> str | None:
         """The first kept text that this one nearly duplicates; None: it is new."""
         found = shingles(text)
-        candidates = sorted({n for one in self._prefix(found) for n in self._with.get(one, ())})
-        for number in candidates:
+        lists = sorted((self._with.get(one, []) for one in found), key=len)
+        looked_up = len(found) - math.ceil(self._threshold * len(found)) + 1
+        for number in sorted({number for of in lists[:looked_up] for number in of}):
             kept, other = self._kept[number]
             if resemblance(found, other) >= self._threshold:
                 return kept
@@ -104,14 +105,9 @@ class NearDuplicates:
     def keep(self, text: str) -> None:
         """Further texts are compared with this one, too."""
         found = shingles(text)
-        for one in self._prefix(found):
+        for one in found:
             self._with[one].append(len(self._kept))
         self._kept.append((text, found))
-
-    def _prefix(self, found: Shingles) -> list[tuple[str, ...]]:
-        # by hash, so that the first are rarely those that every question begins with
-        ordered = sorted(found, key=lambda one: hashlib.sha256(repr(one).encode()).digest())
-        return ordered[: len(found) - math.ceil(self._threshold * len(found)) + 1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import compress
 
 from solon.constitution.selection import derive_seed
 from solon.trainer.errors import PromptError
@@ -41,7 +42,8 @@ def divide(
             left with none.
     """
     _refuse_shared_ids({**training, **evaluation})
-    trained, held = _by_key(training), _by_key(evaluation)
+    keys = {name: _keys(of) for name, of in {**training, **evaluation}.items()}
+    trained, held = _by_key(training, keys), _by_key(evaluation, keys)
     both = trained.keys() & held.keys()
     if both and held_out_share is None:
         first = next(key for key in held if key in both)
@@ -53,7 +55,7 @@ def divide(
             f"The first: {prompt.conversation.messages[-1].content[:_MOST_SHOWN]!r}"
         )
     out = {key for key in both if is_held_out(key, held_out_share or 0.0)}
-    return _without(training, out) | _without(evaluation, both - out)
+    return _without(training, keys, out) | _without(evaluation, keys, both - out)
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -61,21 +63,30 @@ def is_held_out(key: str, share: float) -> bool:
     return derive_seed(0, "held out", key) < share * 2**64
 
 
-def _by_key(sets: Mapping[str, PromptSet]) -> dict[str, tuple[str, Prompt]]:
+def _keys(of: PromptSet) -> list[str]:
+    return [conversation_key(prompt.conversation) for prompt in of.prompts]
+
+
+def _by_key(
+    sets: Mapping[str, PromptSet], keys: Mapping[str, list[str]]
+) -> dict[str, tuple[str, Prompt]]:
     """``conversation_key`` -> the configuration's key and the prompt that had it first."""
     found: dict[str, tuple[str, Prompt]] = {}
     for name, of in sets.items():
-        for prompt in of.prompts:
-            found.setdefault(conversation_key(prompt.conversation), (name, prompt))
+        for key, prompt in zip(keys[name], of.prompts, strict=True):
+            found.setdefault(key, (name, prompt))
     return found
 
 
-def _without(sets: Mapping[str, PromptSet], taken: set[str]) -> dict[str, PromptSet]:
+def _without(
+    sets: Mapping[str, PromptSet], keys: Mapping[str, list[str]], taken: set[str]
+) -> dict[str, PromptSet]:
     if not taken:
         return dict(sets)
     made = {}
     for name, of in sets.items():
-        left = tuple(p for p in of.prompts if conversation_key(p.conversation) not in taken)
+        is_left = (key not in taken for key in keys[name])
+        left = tuple(compress(of.prompts, is_left))
         if of.prompts and not left:
             raise PromptError(
                 f"prompts.{name}: none of its {len(of.prompts)} prompts is left: all of them are "

@@ -21,7 +21,7 @@ from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS
 from solon.trainer.stages import judging, rows
 from solon.trainer.stages.context import StageContext, Summary
-from solon.trainer.stages.measures import of_judge, of_models, of_pairwise
+from solon.trainer.stages.measures import by_category, of_judge, of_models, of_pairwise
 from solon.trainer.stages.work import make_records
 from solon.trainer.store import Record
 
@@ -205,5 +205,10 @@ def _result(
             "ground_truth": None,
             "models": of_pairwise(models, pairs),
             "judge": of_judge(pairs),
+            "categories": by_category(responses, pairs, partial(of_pairwise, models)),
         }
-    return {"models": of_models(models, responses), "judge": of_judge(pairs)}
+    return {
+        "models": of_models(models, responses),
+        "judge": of_judge(pairs),
+        "categories": by_category(responses, responses, partial(of_models, models)),
+    }

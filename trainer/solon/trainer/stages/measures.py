@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from solon.trainer.stages.filters import prefers_position
@@ -57,6 +57,29 @@ def of_pairwise(models: Sequence[str], pairs: Sequence[Record]) -> dict[str, dic
         }
         for model in models
     }
+
+
+def by_category(
+    responses: Sequence[Record],
+    records: Sequence[Record],
+    of: Callable[[Sequence[Record]], Mapping[str, Mapping[str, Rate]]],
+) -> dict[str, dict[str, dict[str, Rate]]]:
+    """What ``of`` says of the records of each category's prompts, without what has no cases.
+
+    Args:
+        responses: Say which category a prompt is of; those of none are left out.
+        records: Those measured, each of a ``prompt_id``.
+        of: ``of_models`` or ``of_pairwise``.
+    """
+    known = {record["prompt_id"]: record["category"] for record in responses}
+    found: dict[str, dict[str, dict[str, Rate]]] = {}
+    for category in sorted({name for name in known.values() if name is not None}):
+        own = [record for record in records if known[record["prompt_id"]] == category]
+        found[category] = {
+            model: {name: value for name, value in measures.items() if value["n"]}
+            for model, measures in of(own).items()
+        }
+    return found
 
 
 def rate(cases: Iterable[Any], holds: Callable[[Any], float]) -> Rate:

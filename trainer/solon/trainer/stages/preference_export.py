@@ -6,15 +6,17 @@ Knows nothing of how the records were made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
+from solon.chat import Conversation
 from solon.constitution import derive_seed
 from solon.trainer.errors import StageFailed
 from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import PREFERENCES, PREFERENCES_EXPORT
+from solon.trainer.similarity import conversation_key
 from solon.trainer.stages.filters import copies
 from solon.trainer.stages.preference_settings import PreferencesConfig
 from solon.trainer.store import Record, RunDirectory
@@ -86,7 +88,7 @@ def collect(
     rows: dict[Split, list[Row]] = {"train": [], "test": []}
     for record in run.parts(FOLDER, PREFERENCES).records():
         kept = (row for row in pairs_of(record) if row["id"] not in out)
-        rows[split_of(record["id"], config.test_share)].extend(kept)
+        rows[split_of(record["prompt"], config.test_share)].extend(kept)
     pool = [row for prompt in comparisons for row in _given_of(prompt, config)]
     pool.sort(key=lambda row: derive_seed(seed, "given", row["id"]))
     given = {split: _drawn(pool, split, len(found), config) for split, found in rows.items()}
@@ -101,9 +103,13 @@ def copied(run: RunDirectory, most: int | None) -> frozenset[str]:
     return frozenset(copies((row for record in records for row in pairs_of(record)), most))
 
 
-def split_of(prompt_id: str, test_share: float) -> Split:
-    """Which split a prompt's pairs belong to: by its id alone, so the same in every run."""
-    return "test" if derive_seed(0, "split", prompt_id) < test_share * 2**64 else "train"
+def split_of(prompt: Sequence[Mapping[str, str]], test_share: float) -> Split:
+    """Which split a prompt's pairs belong to: by the hash of its text, so the same in every run.
+
+    Prompts that differ in case, white space or punctuation at most are in the same.
+    """
+    key = conversation_key(Conversation.from_dicts(prompt))
+    return "test" if derive_seed(0, "split", key) < test_share * 2**64 else "train"
 
 
 def pairs_of(record: Record) -> Iterator[Row]:
@@ -141,12 +147,8 @@ def _drawn(pool: Sequence[Row], split: Split, judged: int, config: PreferencesCo
     """As many of the split's, from the first on, as make their share beside the judged pairs."""
     share = config.given.share
     wanted = round(judged * share / (1 - share))
-    own = (row for row in pool if split_of(_prompt_id(row), config.test_share) == split)
+    own = (row for row in pool if split_of(row["prompt"], config.test_share) == split)
     return list(islice(own, wanted))
-
-
-def _prompt_id(row: Row) -> str:
-    return str(row["id"]).rpartition(":")[0]
 
 
 def _said(response: Record) -> list[dict[str, str]]:
