@@ -11,10 +11,10 @@ import pytest
 
 from solon.trainer.config import (
     RunConfig,
-    _model_in,
     differences,
     load_config,
     load_run_config,
+    model_in,
     shipped_names,
     to_yaml,
 )
@@ -291,7 +291,7 @@ def test_every_key_is_documented() -> None:
     def check(model: type[Settings], path: str) -> None:
         for name, field in model.model_fields.items():
             assert field.description, f"{path}{name} has no docstring"
-            inner = _model_in(field.annotation)
+            inner = model_in(field.annotation)
             if inner is not None:
                 assert issubclass(inner, Settings)
                 check(inner, f"{path}{name}.")

@@ -1,8 +1,8 @@
 """The ``solon`` command: run, resume, check, one stage at a time; calls to running services.
 
 Exit codes: 0 done; 2 something the user can put right, said in one message; 1 a failure or a
-defect; 130 ended by Ctrl-C. Imports nothing but the standard library until a command needs more,
-so that ``--help`` is instant. Knows nothing of how a stage works.
+defect; 130 ended by Ctrl-C; 141 nobody reads the output. Imports nothing but the standard library
+until a command needs more, so that ``--help`` is instant. Knows nothing of how a stage works.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ _WITHOUT_RUN = (
     prompt_commands.COMMAND,
     "explain",
     "diff",
+    "keys",
 )
 """Commands without a run: there is no configuration to override."""
 _INTERRUPTED = 130
 _TERMINATED = 143
+_NOBODY_READS = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except asyncio.CancelledError:
         print(_how_to_go_on(options, "ended by SIGTERM"), file=sys.stderr)
         return _TERMINATED
+    except BrokenPipeError:
+        # whoever read it has seen enough (`solon keys | head`); at exit Python would flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOBODY_READS
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("config", metavar="RUN_A", help="a run directory: a path or an fsspec URL")
     diff.add_argument("other", metavar="RUN_B", help="another")
     diff.add_argument("--json", action="store_true", help="one JSON object")
+    keys = commands.add_parser(
+        "keys", allow_abbrev=False, help="what a configuration can say: keys, defaults, meanings"
+    )
+    keys.add_argument("key", metavar="KEY", nargs="?", default="", help="such as rl or rl.reward")
+    keys.add_argument("--json", action="store_true", help="one JSON list")
     constitutions.add_parser(commands)
     prompt_commands.add_parser(commands)
     calls.add_parsers(commands)
@@ -171,6 +182,7 @@ def _command(options: argparse.Namespace) -> int:
         prompt_commands.COMMAND: prompt_commands.run,
         "explain": _explain,
         "diff": _diff,
+        "keys": _keys,
     }
     if options.command in _WITHOUT_RUN:
         return readers.get(options.command, calls.run)(options)
@@ -225,6 +237,13 @@ def _diff(options: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=False))
     else:
         show(found, rich.console.Console(highlight=False))
+    return 0
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from solon.trainer.keys import below, show  # noqa: PLC0415
+
+    show(below(options.key), as_json=options.json)
     return 0
 
 

@@ -411,14 +411,15 @@ def _fields_at(path: KeyPath) -> dict[str, str | None]:
         if isinstance(part, int) or holder is None:
             continue
         field = holder.model_fields.get(part)
-        holder = _model_in(field.annotation) if field else None
+        holder = model_in(field.annotation) if field else None
     return {name: f.description for name, f in holder.model_fields.items()} if holder else {}
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, be it optional or in a list; None if it holds a value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    inner = (_model_in(argument) for argument in get_args(annotation))
+    inner = (model_in(argument) for argument in get_args(annotation))
     return next((model for model in inner if model is not None), None)
 
 
