@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,11 +15,15 @@ from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+
+from solon.trainer.stages.modeling import save_model
+from solon.trainer.stages.scoring import RewardStatistics
 
 WORDS = [
     "yes", "no", "please", "tell", "me", "how", "to", "bake", "bread", "steal", "a", "car", "you",
@@ -138,6 +143,19 @@ def run_dir(tmp_path: Path, base_model: Path, records: dict[str, pa.Table]) -> P
         pq.write_table(table, path)
     (run / "config.yaml").write_text(CONFIG.format(model=base_model))
     return run
+
+
+@pytest.fixture
+def run_with_models(run_dir: Path, tokenizer: PreTrainedTokenizerBase, base_model: Path) -> Path:
+    """As the sft and reward stages leave it, with random weights."""
+    shutil.copytree(base_model, run_dir / "models/sl")
+    torch.manual_seed(1)
+    reward = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    statistics = RewardStatistics(mean=0.0, std=1.0, responses=2)
+    save_model(
+        run_dir / "models/reward", reward, tokenizer, {RewardStatistics.FILE: statistics.to_json()}
+    )
+    return run_dir
 
 
 class Recorder:

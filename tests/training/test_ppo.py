@@ -298,6 +298,42 @@ def test_gradient_checkpointing_computes_layers_twice_in_updates_and_changes_not
     assert more == fewer + 4
 
 
+def test_training_ends_before_the_batch_that_finds_the_policy_too_far_away(
+    make_lm: MakeLm, tmp_path: Path
+) -> None:
+    ppo = make_ppo(make_lm, guards={"kl_limit": 0.05})
+    rows = [ppo.step()]
+    assert not ppo.is_over
+    while not ppo.is_over:
+        before = weights(*networks(ppo))
+        rows.append(ppo.step())
+    assert len(rows) < ppo.config.batches
+    assert rows[-1]["objective/kl"] > 0.05 >= max(row["objective/kl"] for row in rows[:-1])
+    assert "loss/policy_avg" not in rows[-1]
+    assert all(torch.equal(before[name], t) for name, t in weights(*networks(ppo)).items())
+    ppo.save(tmp_path / "saved")
+    resumed = make_ppo(make_lm, guards={"kl_limit": 0.05})
+    resumed.load(tmp_path / "saved")
+    assert resumed.is_too_far
+
+
+def test_what_the_guards_take_is_taken_from_the_score(make_lm: MakeLm) -> None:
+    def first_two(**guards: float) -> list[dict[str, float]]:
+        ppo = make_ppo(make_lm, guards={"length_tolerance": 0.0, **guards})
+        return [ppo.step(), ppo.step()]
+
+    free = first_two()
+    assert [row["objective/penalties"] for row in free] == [0.0, 0.0]
+    assert free[0]["objective/length_drift"] == 0.0
+    usual, now = (row["objective/response_tokens"] for row in free)
+    assert free[1]["objective/length_drift"] == pytest.approx(now / usual - 1)
+    (paid, _) = first_two(length_penalty=2.0, repetition_penalty=1.0)
+    assert paid["objective/model_scores"] == free[0]["objective/model_scores"]
+    taken = paid["objective/penalties"]
+    assert taken > 0
+    assert paid["objective/scores"] == pytest.approx(free[0]["objective/scores"] - taken, abs=1e-5)
+
+
 def test_a_frozen_trunk_stays_as_it_was(make_lm: MakeLm) -> None:
     ppo = make_ppo(make_lm, value_network="head")
     assert ppo.value is not None

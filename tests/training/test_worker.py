@@ -15,12 +15,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.stages import worker
-from solon.trainer.stages.modeling import save_model
-from solon.trainer.stages.scoring import RewardStatistics
 
 
 class KilledError(Exception):
@@ -49,25 +46,16 @@ def metrics_rows(run: Path, stage: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == stage]
 
 
-@pytest.fixture
-def run_with_models(run_dir: Path, tokenizer: PreTrainedTokenizerBase, base_model: Path) -> Path:
-    """As the sft and reward stages leave it, with random weights."""
-    shutil.copytree(base_model, run_dir / "models/sl")
-    torch.manual_seed(1)
-    reward = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
-    statistics = RewardStatistics(mean=0.0, std=1.0, responses=2)
-    save_model(
-        run_dir / "models/reward", reward, tokenizer, {RewardStatistics.FILE: statistics.to_json()}
-    )
-    return run_dir
-
-
 def test_a_killed_stage_goes_on_and_ends_in_the_same_weights(run_with_models: Path) -> None:
     run = run_with_models
     code, events, stderr = run_worker("rl", "--run", str(run))
     assert code == 0, (events, stderr)
-    assert [event["event"] for event in events] == ["progress"] * 3 + ["done"]
-    assert [(event["done"], event["total"]) for event in events[:-1]] == [(1, 3), (2, 3), (3, 3)]
+    made = [event for event in events if event["event"] == "progress"]
+    assert [(event["done"], event["total"]) for event in made] == [(1, 3), (2, 3), (3, 3)]
+    told = [event["text"] for event in events if event["event"] == "message"]
+    assert told[0].split() == ["rl:", "sqrt(KL)", "reward", "held-out"]
+    assert len(told) == 1 + 3
+    assert events[-1]["event"] == "done"
     assert "Traceback" not in stderr
     assert not (run / "checkpoints/rl").exists()
     whole, rows = load_file(run / "models/rl/model.safetensors"), metrics_rows(run, "rl")

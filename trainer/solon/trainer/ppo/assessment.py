@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from solon.trainer.errors import StageFailed
-from solon.trainer.ppo import math
+from solon.trainer.ppo import guards, math
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.experience import Experience, from_groups, from_values
 from solon.trainer.ppo.rewards import Scores, WeightedReward
@@ -46,6 +46,7 @@ class Assessor:
         *,
         value: ValueNetwork | None,
         kl_coefficient: float,
+        usual_tokens: float | None = None,
     ) -> tuple[Experience, dict[str, float]]:
         """What is learned from the episodes, and the metrics ``objective/...`` and ``val/...``.
 
@@ -54,6 +55,7 @@ class Assessor:
             samples: The B episodes. One without a score is left out: none of its tokens counts.
             value: The value network, if the algorithm has one.
             kl_coefficient: The present lambda, in rewards per nat.
+            usual_tokens: The SL model's mean response length. None: these are its responses.
 
         Raises:
             StageFailed: More episodes than ``reward.max_unscored_share`` have no score.
@@ -68,12 +70,13 @@ class Assessor:
             temperature=config.temperature,
             micro_batch_size=config.micro_batch_size,
         )
-        scores_B = scores.total_B - config.truncation_penalty * (~samples.ended_B)
+        penalties_B, metrics = self._penalties(samples, scores, usual_tokens)
+        scores_B = scores.total_B - penalties_B
         kl_BR = math.kl_estimate(samples.logprobs_BR, reference_BR, config.kl_estimator)
         in_reward = 0.0 if config.has_kl_in_loss else kl_coefficient
         rewards_BR = math.token_rewards(scores_B, kl_BR, samples.mask_BR, in_reward)
-        metrics = self._objective(samples, scores, scores_B, rewards_BR, reference_BR)
-        metrics |= {"objective/unscored_share": unscored}
+        metrics |= self._objective(samples, scores, scores_B, rewards_BR, reference_BR)
+        metrics["objective/unscored_share"] = unscored
         if value is None:
             in_loss = kl_coefficient if config.has_kl_in_loss else 0.0
             rewards_B = rewards_BR.sum(dim=1)
@@ -120,6 +123,26 @@ class Assessor:
             )
         return share
 
+    def _penalties(
+        self, samples: Samples, scores: Scores, usual_tokens: float | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """What each episode pays, in rewards [B], and what it pays for."""
+        limits, known_B = self.config.guards, ~scores.total_B.isnan()
+        lengths_B = samples.response_lengths_B.float()
+        mean = self._mean(lengths_B, known_B)
+        usual = mean if usual_tokens is None else usual_tokens
+        repetition_B = guards.repetition_shares(samples)
+        length_B = guards.length_excess(lengths_B, usual=usual, tolerance=limits.length_tolerance)
+        repeated_B = guards.excess_repetition(repetition_B, tolerance=limits.repetition_tolerance)
+        penalties_B = self.config.truncation_penalty * (~samples.ended_B)
+        penalties_B = penalties_B + limits.length_penalty * length_B
+        penalties_B = penalties_B + limits.repetition_penalty * repeated_B
+        return penalties_B, {
+            "objective/length_drift": mean / usual - 1,
+            "objective/repetition": self._mean(repetition_B, known_B),
+            "objective/penalties": self._mean(penalties_B, known_B),
+        }
+
     def _objective(
         self,
         samples: Samples,
@@ -140,6 +163,7 @@ class Assessor:
         }
         known_B = ~scores_B.isnan()
         metrics = {name: self._mean(values_B, known_B) for name, values_B in means.items()}
+        metrics["objective/sqrt_kl"] = max(0.0, metrics["objective/kl"]) ** 0.5
         for source, found_B in scores.by_source.items():
             metrics[f"objective/{source}_scores"] = self._mean(found_B, ~found_B.isnan())
         metrics["val/num_eos_tokens"] = self.reduce(samples.ended_B.sum().float()).item()

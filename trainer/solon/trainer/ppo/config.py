@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from solon.trainer.settings import Settings
 from solon.trainer.training import WeightSettings
 
+MOST_SNAPSHOTS = 32
+"""Each is as large as the policy."""
+
 
 class RewardSources(Settings):
     """What a response is rewarded by: a weighted sum of scores, each on a scale of about 1."""
@@ -25,15 +28,41 @@ class RewardSources(Settings):
     the score. 0: the judge is not asked."""
     min_option_mass: float = Field(default=0.0, ge=0, le=1)
     """Least probability that a question's answers must hold together for a score, 0 to 1."""
-    max_unscored_share: float = Field(default=0.1, ge=0, le=1)
+    max_unscored_share: float = Field(default=0.1, ge=0, lt=1)
     """An episode without a score teaches nothing; training stops when more than this part of a
-    batch has none, 0 to 1."""
+    batch has none, in [0, 1)."""
 
     @model_validator(mode="after")
     def _something_rewards(self) -> RewardSources:
         if self.model == 0 and self.judge == 0:
             raise ValueError("model, judge: expected a weight above 0, got 0 for both")
         return self
+
+
+class Guards(Settings):
+    """What keeps the policy from winning by other means than better answers. All off but the watch.
+
+    Their metrics are there all the same: ``objective/kl``, ``objective/length_drift``,
+    ``objective/repetition``, ``objective/penalties``.
+    """
+
+    kl_limit: float | None = Field(default=None, gt=0)
+    """Nats per response. The first batch whose mean KL from the SL model is above this is not
+    learned from, and training ends: the policy of that moment is published, which is at most one
+    update further away. Null: off."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """Rewards taken for each e-folding (a factor of 2.7) by which a response is longer or shorter
+    than the SL model's mean, which the first batch measures, beyond the tolerance, >= 0."""
+    length_tolerance: float = Field(default=1.0, ge=0)
+    """1.0: up to twice the SL model's mean and down to half of it cost nothing, >= 0."""
+    repetition_penalty: float = Field(default=0.0, ge=0)
+    """Rewards taken for a response all of whose token trigrams were in it before, and a part of
+    them for a part above the tolerance, >= 0."""
+    repetition_tolerance: float = Field(default=0.1, ge=0, lt=1)
+    """Share of repeated trigrams that costs nothing, in [0, 1): ordinary text has less than 0.1."""
+    watch_batches: int = Field(default=10, ge=2)
+    """Batches over which the reward and the held-out reward model's score are compared with as
+    many before: when the one rises and the other falls, it is said, >= 2."""
 
 
 class PPOConfig(WeightSettings):
@@ -51,6 +80,8 @@ class PPOConfig(WeightSettings):
     length (Shao et al. 2024). False: neither (Dr. GRPO, 2503.20783)."""
     reward: RewardSources = RewardSources()
     """What a response is rewarded by."""
+    guards: Guards = Guards()
+    """What it is not to be rewarded for."""
     episodes: int = Field(default=20_000, ge=1)
     """Responses to learn from, in all, >= 1; rounded up to whole batches."""
     batch_size: int = Field(default=128, ge=1)
@@ -108,6 +139,9 @@ class PPOConfig(WeightSettings):
     head on the frozen reward model, which halves the cost of an update. Of ``ppo``."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Batches between checkpoints, >= 1; a killed stage goes on from the last one."""
+    snapshots_every: int | None = Field(default=None, ge=1)
+    """Batches between snapshots of the policy, whole models in ``models/rl-snapshots/``, of which
+    there may be 32 at most; ``evaluate.snapshots`` measures them. Null: none."""
 
     @model_validator(mode="after")
     def _minibatches_fill_the_batch(self) -> PPOConfig:
@@ -133,6 +167,16 @@ class PPOConfig(WeightSettings):
             raise ValueError(
                 "reward.judge: expected 0 with algorithm dpo, which learns from labels and from no "
                 f"reward, got {self.reward.judge!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _snapshots_are_few(self) -> PPOConfig:
+        if self.snapshots_every and self.batches // self.snapshots_every > MOST_SNAPSHOTS:
+            raise ValueError(
+                f"snapshots_every: expected at least {-(-self.batches // MOST_SNAPSHOTS)}, so that "
+                f"{self.batches} batches leave {MOST_SNAPSHOTS} snapshots at most, got "
+                f"{self.snapshots_every!r}"
             )
         return self
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from solon.constitution import derive_seed
 from solon.trainer.ppo import math
 from solon.trainer.ppo.assessment import Assessor
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.experience import Experience
 from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
 from solon.trainer.ppo.order import prompt_rows
 from solon.trainer.ppo.rewards import WeightedReward
@@ -92,6 +94,16 @@ class PPO:
         return self._progress.batches
 
     @property
+    def is_too_far(self) -> bool:
+        """Whether the policy was found beyond ``guards.kl_limit``: training is over."""
+        return self._progress.too_far
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no further batch."""
+        return self.batches_done >= self.config.batches or self.is_too_far
+
+    @property
     def policy(self) -> Policy:
         """The policy, as it is now."""
         unwrapped: Policy = self.accelerator.unwrap_model(self._learner.policy)
@@ -106,7 +118,10 @@ class PPO:
         return unwrapped
 
     def step(self, clock: Clock = time.perf_counter) -> dict[str, float]:
-        """Sample one batch, learn from it, and return the metrics (names as in TRL's PPO)."""
+        """Sample one batch, learn from it, and return the metrics (names as in TRL's PPO).
+
+        A batch that finds the policy beyond ``guards.kl_limit`` is not learned from.
+        """
         torch.manual_seed(self._derived_seed("batch"))
         started = clock()
         rows = self._prompt_rows()
@@ -115,15 +130,16 @@ class PPO:
         sampled = clock()
         with self.accelerator.autocast():
             experience, metrics = self._assess(
-                rows, samples, value=self.value, kl_coefficient=self._progress.kl_coefficient
+                rows,
+                samples,
+                value=self.value,
+                kl_coefficient=self._progress.kl_coefficient,
+                usual_tokens=self._progress.usual_tokens,
             )
         metrics["objective/kl_coefficient"] = self._progress.kl_coefficient
         scored = clock()
-        metrics |= {"lr": self._set_learning_rates(), "eps": 0.0}
-        generator = torch.Generator().manual_seed(self._derived_seed("shuffle"))
-        with recomputing(self.policy, self.value):
-            metrics |= update(self._learner, experience, self.config, generator)
-        self._advance(metrics["objective/kl"])
+        metrics |= self._learn(experience, metrics["objective/kl"])
+        self._advance(metrics)
         timing = {
             "timing/rollout": sampled - started,
             "timing/score": scored - sampled,
@@ -172,6 +188,16 @@ class PPO:
             generator=torch.Generator().manual_seed(self._derived_seed("sample")),
         )
 
+    def _learn(self, experience: Experience, kl: float) -> dict[str, float]:
+        limit = self.config.guards.kl_limit
+        if limit is not None and kl > limit:
+            self._progress.too_far = True
+            return {}
+        rate = self._set_learning_rates()
+        generator = torch.Generator().manual_seed(self._derived_seed("shuffle"))
+        with recomputing(self.policy, self.value):
+            return {"lr": rate} | update(self._learner, experience, self.config, generator)
+
     def _set_learning_rates(self) -> float:
         config, batch = self.config, self._progress.batches
         factor = min(1.0, (batch + 1) / (config.warmup_batches + 1))
@@ -183,32 +209,38 @@ class PPO:
                 group["lr"] = rate * factor
         return config.learning_rate * factor
 
-    def _advance(self, kl: float) -> None:
+    def _advance(self, metrics: Mapping[str, float]) -> None:
         config, progress = self.config, self._progress
         progress.batches += 1
+        if progress.usual_tokens is None:
+            progress.usual_tokens = metrics["objective/response_tokens"]
         if config.kl_target is not None:
             progress.kl_coefficient = math.adapted_kl_coefficient(
                 progress.kl_coefficient,
-                kl,
+                metrics["objective/kl"],
                 target=config.kl_target,
                 horizon=config.kl_horizon,
                 episodes=config.batch_size,
             )
 
 
+@dataclass(kw_only=True, slots=True)
 class _Progress:
     """What changes from batch to batch besides the networks."""
 
-    def __init__(self, *, kl_coefficient: float) -> None:
-        self.batches = 0
-        self.kl_coefficient = kl_coefficient
+    kl_coefficient: float
+    batches: int = 0
+    usual_tokens: float | None = None
+    """Mean length of the SL model's responses; None before the first batch."""
+    too_far: bool = False
+    """Whether the policy was found beyond the limit on the KL."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches, "kl_coefficient": self.kl_coefficient}
+        return dataclasses.asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches = state["batches"]
-        self.kl_coefficient = state["kl_coefficient"]
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def _check_batch(config: PPOConfig, processes: int) -> None:

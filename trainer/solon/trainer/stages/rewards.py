@@ -43,6 +43,8 @@ class Sources:
     """Where the reward model is; None: beside the policy."""
     judge: Judge | None = None
     """For direct RLAIF."""
+    test_model: str | None = None
+    """A reward model trained on other comparisons: watched, never learned from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +118,7 @@ def reward_of(
     config: PPOConfig,
     sources: Sources,
     model: RewardModel | None,
+    test_model: RewardModel | None,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Messages],
 ) -> WeightedReward:
@@ -125,6 +128,7 @@ def reward_of(
         config: All that can be set.
         sources: What there is.
         model: The reward model, where there is one.
+        test_model: One that is only watched, where there is one.
         tokenizer: The policy's.
         prompts: All of RL's.
     """
@@ -137,4 +141,6 @@ def reward_of(
     if sources.judge is not None:
         functions["judge"] = JudgeScorer(sources.judge, tokenizer, prompts)
         weights["judge"] = config.reward.judge
+    if test_model is not None:
+        functions["test"] = test_model.scorer(tokenizer, prompts, micro_batch_size=size)
     return WeightedReward(functions=functions, weights=weights)

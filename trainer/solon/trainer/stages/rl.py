@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solon.constitution import derive_seed
@@ -21,6 +22,7 @@ from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.loop import PPO
 from solon.trainer.ppo.rollout import Policy, ValueNetwork, WithoutAdapter
+from solon.trainer.ppo.watch import Watch
 from solon.trainer.stages.adapters import (
     attach,
     finished,
@@ -80,20 +82,58 @@ def train_rl(
     torch.manual_seed(derive_seed(seed, "rl-networks") >> 1)
     learner = prepared(lm, config, task="CAUSAL_LM", key="rl")
     ppo = _build(config, lm, base_model, sources, tokenizer, messages, seed)
+    watch = Watch(config.guards.watch_batches)
+    ppo.accelerator.register_for_checkpointing(watch)
     _resume(ppo, checkpoints)
     report.start(ppo.batches_done)
     metrics: dict[str, float] = {}
     main = ppo.accelerator.is_main_process
-    while ppo.batches_done < config.batches:
+    while not ppo.is_over:
         metrics = ppo.step()
+        warning = watch.add(metrics)
         if main:
             report.progress(ppo.batches_done, config.batches, metrics)
+            _tell(report, [warning] if warning else [])
+            if config.snapshots_every and ppo.batches_done % config.snapshots_every == 0:
+                folder = snapshot_folder(output, ppo.batches_done)
+                _publish(folder, copy.deepcopy(learner), config, tokenizer)
         if ppo.batches_done % config.checkpoint_every == 0:
             _checkpoint(ppo, checkpoints)
     if main:
-        published, adapter = finished(learner, config)
-        save_model(output, published, tokenizer, adapter=adapter)
+        _tell(report, [*_ending(ppo), *watch.summary()])
+        _publish(output, learner, config, tokenizer)
     return metrics
+
+
+def snapshot_folder(output: Path, batch: int) -> Path:
+    """Where the policy is kept as it was after so many batches."""
+    return output.with_name(f"{output.name}-snapshots") / f"batch-{batch:06d}"
+
+
+def _publish(
+    directory: Path,
+    learner: PreTrainedModel | PeftModel,
+    config: PPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Leave the policy as a model; ``learner`` is used up."""
+    published, adapter = finished(learner, config)
+    save_model(directory, published, tokenizer, adapter=adapter)
+
+
+def _ending(ppo: PPO) -> list[str]:
+    if not ppo.is_too_far:
+        return []
+    return [
+        f"rl: training ends at batch {ppo.batches_done} of {ppo.config.batches}, which was not "
+        f"learned from: the policy is further from the SL model than rl.guards.kl_limit = "
+        f"{ppo.config.guards.kl_limit!r} nats a response allows"
+    ]
+
+
+def _tell(report: Report, lines: Sequence[str]) -> None:
+    for line in lines:
+        report.message(line)
 
 
 def _build(
@@ -112,7 +152,9 @@ def _build(
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable()
     try:
-        model = _reward_model(config, sources, accelerator.device)
+        device = torch.device(sources.reward_device or accelerator.device)
+        model = _reward_model(config, sources.reward_model, device)
+        test_model = _reward_model(config, sources.test_model, device)
         value = None
         if config.has_value_network:
             value = _value_network(config, base_model, tokenizer, model)
@@ -122,7 +164,7 @@ def _build(
             policy=policy,
             reference=WithoutAdapter(policy) if config.lora else Policy(_frozen_copy(lm, config)),
             value=value,
-            reward=reward_of(config, sources, model, tokenizer, messages),
+            reward=reward_of(config, sources, model, test_model, tokenizer, messages),
             prompts=prompts,
             stop_ids=stops,
             pad_id=tokenizer.pad_token_id,
@@ -153,14 +195,14 @@ def _check_context(
         )
 
 
-def _reward_model(config: PPOConfig, sources: Sources, device: torch.device) -> RewardModel | None:
-    if sources.reward_model is None:
+def _reward_model(config: PPOConfig, path: str | None, device: torch.device) -> RewardModel | None:
+    if path is None:
         return None
     return RewardModel.load(
-        sources.reward_model,
+        path,
         normalise=config.normalise_reward,
         dtype=frozen_dtype(config),
-        device=torch.device(sources.reward_device) if sources.reward_device else device,
+        device=device,
     )
 
 

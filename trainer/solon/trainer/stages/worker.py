@@ -190,6 +190,7 @@ def _rl(
                 reward_model=str(run / _REWARD) if config.rl.has_reward_model else None,
                 reward_device=config.services.reward_device,
                 judge=connected,
+                test_model=str(run / _REWARD_TEST) if (run / _REWARD_TEST).exists() else None,
             ),
             data=run / _RL_PROMPTS,
             output=run / _RL,
