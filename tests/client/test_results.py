@@ -22,6 +22,7 @@ from solon.client import (
     Piece,
     PolicyClient,
     PrincipleSample,
+    QuestionAnswer,
     RefinedRound,
     RevisionResult,
     Sampling,
@@ -52,6 +53,10 @@ COMPLETION = Completion(
     tokens=(Token(id=7, text="No", logprob=-0.5),),
     seed=2**64 - 1,
 )
+ANSWERED = critic_pb2.QuestionAnswer(
+    number=1, question="Who?", answer=SAID, outcome=critic_pb2.OUTCOME_EMPTY
+)
+ANSWER = QuestionAnswer(number=1, question="Who?", answer=COMPLETION, outcome=Outcome.EMPTY)
 HEAD: Any = {"request_id": "r", "weight_version": "w", "usage": SPENT, "timing": TOOK}
 HEAD_RESULT: Any = {"request_id": "r", "weight_version": "w", "usage": USAGE, "timing": TIMING}
 TALK = Conversation((Message("system", "Be kind."), Message("user", "Hi")))
@@ -136,21 +141,26 @@ async def test_critique_names_the_principle_and_returns_the_text(serve: Any, rec
             constitution_digest="d",
             critique=SAID,
             outcome=critic_pb2.OUTCOME_TRUNCATED,
+            answers=[ANSWERED],
         ),
     )
     server = await serve(asked.add)
     async with CriticClient(server.address) as client:
-        result = await client.critique(TALK, "Sure.", constitution="core", principle_id="harm")
+        result = await client.critique(
+            TALK, "Sure.", constitution="core", principle_id="harm", skip_questions=True
+        )
     assert result == CritiqueResult(
         **HEAD_RESULT,
         principle_id="harm",
         constitution_digest="d",
         critique=COMPLETION,
         outcome=Outcome.TRUNCATED,
+        answers=(ANSWER,),
     )
     assert asked.request.constitution == CORE
     assert list(asked.request.principles.ids.ids) == ["harm"]
     assert asked.request.response == "Sure."
+    assert asked.request.skip_questions
 
 
 async def test_revise_takes_an_inline_constitution_and_a_seed_for_the_principle(
@@ -172,7 +182,7 @@ async def test_revise_takes_an_inline_constitution_and_a_seed_for_the_principle(
     inline = common_pb2.Constitution(name="mine", principles=[common_pb2.Principle(id="harm")])
     async with CriticClient(server.address) as client:
         result = await client.revise(
-            TALK, "Sure.", constitution=inline, critique="Bad.", principle_seed=11
+            TALK, "Sure.", constitution=inline, critique="Bad.", answers=["A."], principle_seed=11
         )
     assert result == RevisionResult(
         **HEAD_RESULT,
@@ -183,6 +193,7 @@ async def test_revise_takes_an_inline_constitution_and_a_seed_for_the_principle(
     )
     assert asked.request.constitution.inline == inline
     assert asked.request.critique == "Bad."
+    assert list(asked.request.answers) == ["A."]
     sample = asked.request.principles.sample
     assert (sample.count, sample.seed) == (1, 11)
 
@@ -198,6 +209,7 @@ async def test_refine_yields_each_round_and_sends_seeds_that_make_it_repeatable(
         constitution_digest="d",
         critique=SAID,
         critique_outcome=critic_pb2.OUTCOME_EMPTY,
+        answers=[ANSWERED],
         revision=SAID,
         revision_outcome=critic_pb2.OUTCOME_MADE,
     )
@@ -230,6 +242,7 @@ async def test_refine_yields_each_round_and_sends_seeds_that_make_it_repeatable(
             round=1,
             critique=COMPLETION,
             critique_outcome=Outcome.EMPTY,
+            answers=(ANSWER,),
             revision_outcome=Outcome.MADE,
         ),
         RefinedRound(
@@ -243,6 +256,26 @@ async def test_refine_yields_each_round_and_sends_seeds_that_make_it_repeatable(
     assert (asked.request.rounds, asked.request.skip_critique) == (2, True)
     assert asked.request.sampling.HasField("seed")
     assert asked.request.principles.sample.HasField("seed")
+
+
+async def test_a_chain_says_how_its_principles_are_chosen(serve: Any, record: Any) -> None:
+    asked = record("Critic", "Refine", [])
+    server = await serve(asked.add)
+    async with CriticClient(server.address) as client:
+        ways: list[dict[str, Any]] = [{"draw": "once", "principle_seed": 3}, {"draw": "priority"}]
+        sent = []
+        for way in ways:
+            chain = client.refine(TALK, "Sure.", constitution="core", rounds=2, **way)
+            assert [one async for one in chain] == []
+            sent.append(asked.request.principles)
+        assert (sent[0].sample.count, sent[0].sample.seed) == (2, 3)
+        assert sent[1].WhichOneof("selection") == "all"
+        for wrong in (
+            {"draw": "priority", "principle_seed": 1},
+            {"draw": "once", "principle_ids": ["a"]},
+        ):
+            with pytest.raises(ValueError, match="expected"):
+                await anext(client.refine(TALK, "Sure.", constitution="core", **wrong))
 
 
 async def test_an_assessment_is_returned_whole_and_a_round_that_was_not_needed_has_one(

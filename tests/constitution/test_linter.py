@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from solon.chat import Conversation
-from solon.constitution import ComparisonExemplar, Constitution, Principle, lint
+from solon.constitution import (
+    ComparisonExemplar,
+    Constitution,
+    CritiqueExemplar,
+    Principle,
+    lint,
+)
 
 GOOD = Constitution(
     name="good",
@@ -92,3 +98,22 @@ def test_a_constitution_that_pulls_only_away_from_harm_is_warned_about() -> None
 )
 def test_one_sided_exemplars_are_warned_about(answers: str, warned: bool) -> None:
     assert rules(exemplars(answers)) == (["unbalanced-exemplars"] if warned else [])
+
+
+def test_an_exemplar_that_leaves_out_the_questions_is_told_of() -> None:
+    shown = CritiqueExemplar(
+        conversation=Conversation.from_user("Hi"),
+        response="x",
+        principle="safe",
+        critique="c",
+        revision="y",
+    )
+    first, *rest = GOOD.principles
+    asked = replace(first, questions=("What could go wrong?",))
+    for silent in (
+        replace(GOOD, principles=(replace(asked, exemplars=(shown,)), *rest)),
+        replace(GOOD, principles=(asked, *rest), critique_exemplars=(shown,)),
+    ):
+        assert rules(silent) == ["exemplar-without-answers"]
+    answered = replace(shown, answers=("It could.",))
+    assert rules(replace(GOOD, principles=(replace(asked, exemplars=(answered,)), *rest))) == []

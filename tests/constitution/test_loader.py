@@ -74,6 +74,78 @@ def test_a_file_is_read_in_full(tmp_path: Path) -> None:
     assert c.for_revision == (kind,)
 
 
+STEPS = """\
+name: steps
+version: 1
+principles:
+  - id: kind
+    priority: 2
+    critique_request: What is unkind?
+    revision_request: Make it kind.
+    questions: ["Who could be hurt?", "By which words?"]
+    exemplars:
+      - conversation: Hello
+        response: Go away.
+        answers: [The human., Go away.]
+        critique: Rude.
+        revision: Hello to you.
+exemplars:
+  critiques:
+    - {conversation: Hi, response: Bye., principle: kind, critique: Curt., revision: Hi.}
+"""
+
+
+NO_REQUEST = "principles[0].questions: only a principle with a critique_request has them"
+
+
+def test_a_principle_has_questions_exemplars_of_its_own_and_a_place() -> None:
+    c = loads(STEPS)
+    (kind,) = c.principles
+    assert (kind.priority, kind.questions) == (2, ("Who could be hurt?", "By which words?"))
+    (own,) = kind.exemplars
+    assert (own.principle, own.answers) == ("kind", ("The human.", "Go away."))
+    assert c.critique_exemplars[0].answers == ()
+    assert loads(dump(c)) == c
+    for old, new in (("priority: 2", "priority: 3"), ("hurt?", "harmed?"), ("The human", "She")):
+        assert loads(STEPS.replace(old, new)).digest != c.digest
+
+
+def test_constitutions_that_were_there_before_keep_their_digests() -> None:
+    # as released before principles had questions, exemplars and a priority
+    old = "8b80ffd3729f5b1df4186a6870d9219c8fefaf5b0b3ec015f2595c1f31fc1402"
+    assert loads(WHOLE).digest == old
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("priority: 2", "priority: 0", "principles[0].priority: expected a whole number from 1"),
+        ("priority: 2", "priority: 1.5", "priority: expected a whole number from 1 to 1,000, got"),
+        (
+            "    critique_request: What is unkind?\n    revision_request: Make it kind.\n",
+            "",
+            NO_REQUEST,
+        ),
+        (
+            "[The human., Go away.]",
+            "[The human.]",
+            "expected one answer to each of the 2 questions",
+        ),
+        ("principle: kind,", "principle: kind, answers: [A, B, C],", "got 3"),
+        ("        critique: Rude.\n", "", "principles[0].exemplars[0].critique: required"),
+        (
+            "      - conversation: Hello\n",
+            "      - principle: kind\n        conversation: Hello\n",
+            "principles[0].exemplars[0].principle: unknown key",
+        ),
+        ('["Who could be hurt?", "By which words?"]', "[]", "each of the 0 questions"),
+    ],
+)
+def test_what_does_not_fit_a_principle_is_named(old: str, new: str, wanted: str) -> None:
+    assert old in STEPS
+    assert any(wanted in line for line in problems_of(STEPS.replace(old, new)))
+
+
 def test_writing_and_reading_again_gives_the_same_constitution() -> None:
     c = loads(WHOLE)
     assert loads(dump(c)) == c

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from solon.constitution import Principle, derive_seed, draw
+from solon.constitution import Principle, by_priority, derive_seed, draw
 
 PRINCIPLES = tuple(
     Principle(id=name, weight=weight, comparison_instruction="Which?")
@@ -58,3 +58,11 @@ def test_weights_whose_sum_is_no_finite_number_keep_their_odds() -> None:
     assert not math.isfinite(sum(p.weight for p in huge))
     for seed in range(50):
         assert "".join(p.id for p in draw(huge, 3, seed)) == ids(3, seed)
+
+
+def test_priorities_order_principles_and_those_without_come_last_as_given() -> None:
+    known = [
+        Principle(id=name, priority=priority)
+        for name, priority in (("a", None), ("b", 2), ("c", 1), ("d", None), ("e", 2))
+    ]
+    assert "".join(p.id for p in by_priority(known)) == "cbead"

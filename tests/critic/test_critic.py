@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from solon.chat import Conversation
-from solon.constitution import AbsoluteQuestion, Constitution, Principle
-from solon.constitution.prompts import assessment_prompt, critique_prompt, revision_prompt
-from solon.critic.critic import Critic, Manner, Outcome, Review, Round, draw_rounds
+from solon.constitution import AbsoluteQuestion, Constitution, CritiqueExemplar, Principle
+from solon.constitution.prompts import (
+    assessment_prompt,
+    critique_prompt,
+    question_prompt,
+    revision_prompt,
+)
+from solon.critic.critic import Critic, draw_rounds
+from solon.critic.reviews import Manner, Outcome, Review, Round
 from solon.engine.base import EngineFailed, FinishReason, Sampling, Usage
 from solon.serving.errors import WeightVersionMismatch
 from solon.serving.readings import NoVerdict
@@ -289,3 +297,115 @@ def test_principles_are_drawn_anew_for_every_round_with_odds_by_weight() -> None
 
 def test_drawn_principles_do_not_depend_on_how_many_rounds_follow() -> None:
     assert draw_rounds(CORE.principles, 8, 5)[:3] == draw_rounds(CORE.principles, 3, 5)
+
+
+STEPS = Principle(
+    id="steps",
+    critique_request="What is unkind?",
+    revision_request="Be kind.",
+    questions=("Who is hurt?", "How?", "Why?"),
+)
+ASKS = replace(FIRST, principle=STEPS, constitution=replace(CORE, principles=(STEPS, CALM)))
+
+
+def stepwise(**said: str | Said) -> FunctionEngine:
+    """A model that answers each turn of a chain by what it is."""
+
+    def answer(conversation: Conversation, sampling: Sampling) -> str | Said:
+        asked = conversation.messages[-1].content
+        turns = {"Who": "who", "How": "how", "Why": "why", "Critique": "critique"}
+        named = next((name for word, name in turns.items() if word in asked), "revision")
+        return said.get(named, f"{named} {sampling.seed}")
+
+    return FunctionEngine(answer=answer)
+
+
+async def steps(engine: FunctionEngine, **manner: Any) -> Round:
+    made = Critic(engine).refine(ASKS, [STEPS], Sampling(seed=7), Manner(**manner))
+    (only,) = [one async for one in made]
+    return only
+
+
+async def test_each_question_is_a_turn_and_critique_and_revision_rest_on_every_answer() -> None:
+    engine = stepwise()
+    made = await steps(engine)
+    answers = [answer.text.generation.text for answer in made.answers]
+    assert [(a.number, a.question) for a in made.answers] == [
+        *enumerate(("Who is hurt?", "How?", "Why?"), start=1)
+    ]
+    assert made.critique is not None
+    critique = made.critique.generation.text
+    where = (ASKS.constitution, STEPS, ASKED, "No.")
+    asked = [conversation for conversation, _ in engine.asked]
+    assert asked == [
+        question_prompt(*where),
+        question_prompt(*where, answers[:1]),
+        question_prompt(*where, answers[:2]),
+        critique_prompt(*where, answers),
+        revision_prompt(*where, critique, answers),
+    ]
+    # each prompt extends the one before it, so that a prefix cache has all of it but a turn
+    for before, after in itertools.pairwise(asked):
+        assert after.messages[: len(before.messages)] == before.messages
+    assert len({sampling.seed for _, sampling in engine.asked}) == 5
+    alone = await Critic(stepwise()).critique(ASKS, Sampling(seed=made.critique.seed))
+    assert (alone.text, alone.answers) == (made.critique, made.answers)
+
+
+async def test_an_answer_that_is_missing_is_said_to_be_and_left_out_of_what_follows() -> None:
+    engine = stepwise(how=" ", why=Said("cut", FinishReason.LENGTH))
+    made = await steps(engine)
+    assert [a.text.outcome for a in made.answers] == [
+        Outcome.MADE,
+        Outcome.EMPTY,
+        Outcome.TRUNCATED,
+    ]
+    said = [m.content for m in engine.asked[-1][0].messages]
+    assert not any("How?" in text for text in said)
+    assert "Question 3: Why?" in said
+    assert made.revision_outcome is Outcome.MADE
+
+
+async def test_an_answer_that_was_aborted_ends_the_chain_before_a_critique() -> None:
+    engine = stepwise(how=Said("It", FinishReason.ABORT))
+    made = await steps(engine)
+    assert [a.text.outcome for a in made.answers] == [Outcome.MADE, Outcome.ABORTED]
+    assert made.critique is not None
+    assert (made.critique.generation.text, made.critique.outcome) == ("", Outcome.ABORTED)
+    assert (made.revision, made.revision_outcome) == (None, Outcome.ABORTED)
+
+
+async def test_questions_are_skipped_where_asked_to_and_without_critiques() -> None:
+    for manner in ({"skip_questions": True}, {"skip_critique": True}):
+        engine = stepwise()
+        made = await steps(engine, **manner)
+        assert made.answers == ()
+        assert not any("Question" in c.messages[-1].content for c, _ in engine.asked)
+
+
+def test_an_exemplar_of_a_principle_is_shown_with_it_alone_after_those_of_all() -> None:
+    def exemplar(text: str, principle: Principle, *answers: str) -> CritiqueExemplar:
+        return CritiqueExemplar(
+            conversation=Conversation.from_user(text),
+            response="r",
+            principle=principle.id,
+            answers=answers,
+            critique="c",
+            revision="v",
+        )
+
+    own = replace(STEPS, exemplars=(exemplar("own", STEPS, "a1", "a2", "a3"),))
+    both = replace(CORE, principles=(own, CALM), critique_exemplars=(exemplar("all", CALM),))
+
+    def shown(principle: Principle, **options: Any) -> list[str]:
+        prompt = critique_prompt(both, principle, ASKED, "No.", **options)
+        return [m.content for m in prompt.messages]
+
+    with_own, without = shown(own), shown(CALM)
+    # what all prompts share comes first, for the prefix cache
+    assert with_own[:4] == without[:4]
+    assert [text for text in with_own if text in ("a1", "a2", "a3")] == ["a1", "a2", "a3"]
+    assert not any("own" in text for text in without)
+    skipped = shown(own, skip_questions=True)
+    assert any("own" in text for text in skipped)
+    assert not any("Question" in text for text in skipped)

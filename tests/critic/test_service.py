@@ -17,8 +17,10 @@ from solon.serving.testing import FunctionEngine, Said, running
 from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc, judge_pb2
 
 PRINCIPLES = tuple(
-    Principle(id=name, critique_request=f"Is it {name}?", revision_request=f"Be {name}.")
-    for name in ("kind", "calm", "brief")
+    Principle(
+        id=name, critique_request=f"Is it {name}?", revision_request=f"Be {name}.", priority=place
+    )
+    for name, place in (("kind", 7), ("calm", None), ("brief", 2))
 )
 CORE = Constitution(
     name="core",
@@ -182,6 +184,89 @@ async def test_an_aborted_critique_gives_an_aborted_round(
     assert made.critique_outcome == made.revision_outcome == critic_pb2.OUTCOME_ABORTED
     assert (made.critique.text, made.revision.text) == ("It is", "")
     assert made.revision.finish_reason == common_pb2.FINISH_REASON_ABORT
+
+
+async def test_principles_may_come_once_each_or_by_priority(
+    stub: critic_pb2_grpc.CriticServiceStub,
+) -> None:
+    async def chosen(selection: common_pb2.PrincipleSelection, **fields: object) -> list[str]:
+        request = refine(principles=selection, **fields)
+        return [made.principle_id async for made in stub.Refine(request)]
+
+    def once(count: int, seed: int = 5) -> common_pb2.PrincipleSelection:
+        drawn = common_pb2.PrincipleSelection.Sample(count=count, seed=seed)
+        return common_pb2.PrincipleSelection(sample=drawn)
+
+    for seed in range(5):
+        three = await chosen(once(3, seed), rounds=3)
+        assert sorted(three) == ["brief", "calm", "kind"]
+        # a longer chain begins as a shorter one
+        assert await chosen(once(2, seed), rounds=2) == three[:2]
+    everything = common_pb2.PrincipleSelection(all=common_pb2.PrincipleSelection.All())
+    assert await chosen(everything) == ["brief", "kind", "calm"]
+    assert await chosen(everything, rounds=2) == ["brief", "kind"]
+    for selection, rounds, field in ((once(4), 4, "sample.count"), (everything, 4, "rounds")):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await chosen(selection, rounds=rounds)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert field in (caught.value.details() or "")
+    with pytest.raises(grpc.aio.AioRpcError, match=r"expected 1 or as many as rounds, 3, got 2"):
+        await chosen(once(2), rounds=3)
+
+
+STEPS = common_pb2.Constitution(
+    name="steps",
+    principles=[
+        common_pb2.Principle(
+            id="steps",
+            critique_request="Is it kind?",
+            revision_request="Be kind.",
+            questions=["Who is hurt?", "How?"],
+            exemplars=[
+                common_pb2.CritiqueExemplar(
+                    conversation=ASKED,
+                    response="r",
+                    critique="c",
+                    revision="v",
+                    answers=["shown first", "shown second"],
+                )
+            ],
+        )
+    ],
+)
+
+
+async def test_answers_come_back_by_question_and_a_revision_takes_them(
+    engine: FunctionEngine, stub: critic_pb2_grpc.CriticServiceStub
+) -> None:
+    shared = {
+        "conversation": ASKED,
+        "response": "No.",
+        "constitution": common_pb2.ConstitutionSource(inline=STEPS),
+    }
+    seeded = common_pb2.SamplingParams(seed=7)
+    critique = await stub.Critique(critic_pb2.CritiqueRequest(**shared, sampling=seeded))  # type: ignore[arg-type]
+    assert [(a.number, a.question) for a in critique.answers] == [(1, "Who is hurt?"), (2, "How?")]
+    assert critique.usage.model_calls == 3
+    assert "shown second" in [m.content for m in engine.asked[0][0].messages]
+    (made,) = [
+        one
+        async for one in stub.Refine(
+            critic_pb2.RefineRequest(**shared, sampling=seeded, rounds=1)  # type: ignore[arg-type]
+        )
+    ]
+    assert [a.outcome for a in made.answers] == [critic_pb2.OUTCOME_MADE] * 2
+    in_chain, _ = engine.asked[-1]
+    answers = [answer.answer.text for answer in made.answers]
+    again = {"critique": made.critique.text, "answers": answers}
+    await stub.Revise(critic_pb2.ReviseRequest(**shared, **again))  # type: ignore[arg-type]
+    assert engine.asked[-1][0] == in_chain
+    await stub.Critique(critic_pb2.CritiqueRequest(**shared, skip_questions=True))  # type: ignore[arg-type]
+    assert not any("Question" in m.content for m in engine.asked[-1][0].messages)
+    for wrong in ({"critique": "c", "answers": ["one"]}, {"answers": ["one", "two"]}):
+        with pytest.raises(grpc.aio.AioRpcError, match="answers") as caught:
+            await stub.Revise(critic_pb2.ReviseRequest(**shared, **wrong))  # type: ignore[arg-type]
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_response_is_assessed_by_every_principle_without_any_generation(

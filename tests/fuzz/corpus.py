@@ -120,6 +120,17 @@ def _inline() -> common_pb2.Constitution:
                     text="Is it kind?",
                     answers=[answer(text="Yes", value=1), answer(text="No", value=0)],
                 ),
+                priority=3,
+                questions=["Who is hurt?"],
+                exemplars=[
+                    common_pb2.CritiqueExemplar(
+                        conversation=_conversation("Help."),
+                        response="Go.",
+                        answers=["The human."],
+                        critique="Rude.",
+                        revision="Gladly.",
+                    )
+                ],
             ),
             common_pb2.Principle(
                 id="calm",

@@ -109,6 +109,19 @@ def principle(text: str) -> Principle:
         revision_request=text,
         comparison_instruction=text,
         absolute_question=AbsoluteQuestion(text=text, answers={text: 1.0, "No": 0.0}),
+        questions=(text, text),
+        exemplars=(exemplar(text),),
+    )
+
+
+def exemplar(text: str) -> CritiqueExemplar:
+    return CritiqueExemplar(
+        conversation=asked(text),
+        response=text,
+        principle="p",
+        answers=(text, text),
+        critique=text,
+        revision=text,
     )
 
 
@@ -117,11 +130,7 @@ def constitution(text: str) -> Constitution:
         name="hostile",
         version="1",
         principles=(principle(text),),
-        critique_exemplars=(
-            CritiqueExemplar(
-                conversation=asked(text), response=text, principle="p", critique=text, revision=text
-            ),
-        ),
+        critique_exemplars=(exemplar(text),),
         comparison_exemplars=(
             ComparisonExemplar(
                 conversation=asked(text),
@@ -136,8 +145,13 @@ def constitution(text: str) -> Constitution:
 
 PROMPTS: dict[str, Callable[[str], Conversation]] = {
     "conversation": conversation,
-    "critique": lambda t: prompts.critique_prompt(constitution(t), principle(t), asked(t), t),
-    "revision": lambda t: prompts.revision_prompt(constitution(t), principle(t), asked(t), t, t),
+    "question": lambda t: prompts.question_prompt(constitution(t), principle(t), asked(t), t, (t,)),
+    "critique": lambda t: prompts.critique_prompt(
+        constitution(t), principle(t), asked(t), t, (t, t)
+    ),
+    "revision": lambda t: prompts.revision_prompt(
+        constitution(t), principle(t), asked(t), t, t, (t, t)
+    ),
     "comparison": lambda t: prompts.comparison_prompt(
         constitution(t), principle(t), asked(t), t, t
     ),

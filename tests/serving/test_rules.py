@@ -104,6 +104,12 @@ def refine() -> critic_pb2.RefineRequest:
     )
 
 
+def assess() -> critic_pb2.AssessRequest:
+    return critic_pb2.AssessRequest(
+        conversation=conversation(), response="No.", constitution=source()
+    )
+
+
 def compare() -> judge_pb2.CompareRequest:
     return judge_pb2.CompareRequest(
         conversation=conversation(),
@@ -132,7 +138,7 @@ def update() -> control_pb2.UpdateWeightsRequest:
 
 
 VALID: tuple[Callable[[], Any], ...] = (
-    generate, stream, critique, revise, refine, compare, score, rank, update,
+    generate, stream, critique, revise, refine, assess, compare, score, rank, update,
     control_pb2.GetServerInfoRequest, control_pb2.GetLoadRequest,
     control_pb2.PauseGenerationRequest, control_pb2.ResumeGenerationRequest,
 )  # fmt: skip
@@ -193,6 +199,18 @@ def exemplars(count: int) -> list[common_pb2.CritiqueExemplar]:
     return [constitution().critique_exemplars[0]] * count
 
 
+def answering(principle_id: str, *answers: str) -> common_pb2.CritiqueExemplar:
+    made = exemplars(1)[0]
+    made.principle_id = principle_id
+    made.answers.extend(answers)
+    return made
+
+
+def without_critique(request: critic_pb2.ReviseRequest) -> critic_pb2.ReviseRequest:
+    request.ClearField("critique")
+    return request
+
+
 def comparisons(count: int) -> list[common_pb2.ComparisonExemplar]:
     return [constitution().comparison_exemplars[0]] * count
 
@@ -211,10 +229,10 @@ Ids, Sample, All = (
 BROKEN: list[tuple[Callable[[], Any], str, Any, str | None]] = [
     # every request
     *((make, "request_id", "r" * 129, None) for make in VALID),
-    *((make, "conversation", None, None) for make in VALID[:8]),
-    *((make, "weight_version", "w" * 257, None) for make in VALID[:8]),
-    *((make, "constitution", None, None) for make in VALID[2:8]),
-    *((make, "conversation", conversation(USER, ASSISTANT), None) for make in VALID[2:8]),
+    *((make, "conversation", None, None) for make in VALID[:9]),
+    *((make, "weight_version", "w" * 257, None) for make in VALID[:9]),
+    *((make, "constitution", None, None) for make in VALID[2:9]),
+    *((make, "conversation", conversation(USER, ASSISTANT), None) for make in VALID[2:9]),
     # conversations
     (generate, "conversation.messages", [], None),
     (generate, "conversation", conversation(*[USER, ASSISTANT] * 257), "conversation.messages"),
@@ -245,7 +263,7 @@ BROKEN: list[tuple[Callable[[], Any], str, Any, str | None]] = [
     (generate, "n", 65, None),
     (compare, "chain_of_thought.sampling.top_p", 2.0, None),
     # responses
-    *((make, "response", text, None) for make in (critique, revise, refine, score)
+    *((make, "response", text, None) for make in (critique, revise, refine, assess, score)
       for text in ("", "x" * (LONG + 1))),
     *((compare, name, text, None) for name in ("response_a", "response_b")
       for text in ("", "x" * (LONG + 1))),
@@ -259,8 +277,29 @@ BROKEN: list[tuple[Callable[[], Any], str, Any, str | None]] = [
     (refine, "rounds", 0, None),
     (refine, "rounds", 17, None),
     (refine, "principles", selection(ids=Ids(ids=["kind"])), "principles.ids.ids"),
-    (refine, "principles", selection(sample=Sample(count=2)), "principles.sample.count"),
-    (refine, "principles", selection(all=All()), "principles.all"),
+    (refine, "principles", selection(sample=Sample(count=3)), "principles.sample.count"),
+    (refine, "not_needed_below", 1.1, None),
+    (refine, "min_option_mass", -0.1, None),
+    (assess, "min_option_mass", 1.1, None),
+    (revise, "answers", ["x"] * 17, None),
+    (revise, "answers", ["x" * (LONG + 1)], "answers[0]"),
+    (lambda: without_critique(revise()), "answers", ["x"], None),
+    (critique, f"{PRINCIPLE}.priority", 0, None),
+    (critique, f"{PRINCIPLE}.priority", 1_001, None),
+    (critique, f"{PRINCIPLE}.questions", ["x"] * 17, None),
+    (critique, f"{PRINCIPLE}.questions", [""], f"{PRINCIPLE}.questions[0]"),
+    (critique, f"{PRINCIPLE}.exemplars", exemplars(33), None),
+    (critique, f"{PRINCIPLE}.exemplars", [answering("kind", "a")],
+     f"{PRINCIPLE}.exemplars[0].answers"),
+    (critique, f"{PRINCIPLE}.exemplars", [answering("calm")],
+     f"{PRINCIPLE}.exemplars[0].principle_id"),
+    (critique, f"{INLINE}.critique_exemplars", [answering("kind", "a")],
+     f"{INLINE}.critique_exemplars[0].answers"),
+    (critique, f"{INLINE}.critique_exemplars", [answering("kind", "")],
+     f"{INLINE}.critique_exemplars[0].answers[0]"),
+    (critique, f"{INLINE}.principles",
+     [common_pb2.Principle(id="kind", questions=["Why?"], comparison_instruction="Which?")],
+     f"{PRINCIPLE}.questions"),
     # the judge
     *((make, "min_option_mass", mass, None) for make in (compare, score, rank)
       for mass in (-0.1, 1.1, math.nan)),

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from opentelemetry.sdk.trace import ReadableSpan
 
-from solon.constitution import load, resolve
+from solon.constitution import Constitution, Principle, dump, load, resolve
 from solon.serving.tokens import Scope, line_of
 from solon.trainer.cli import main
 from solon.trainer.schemas import PREFERENCES, REVISIONS
@@ -91,6 +91,51 @@ def test_a_chain_makes_only_the_rounds_that_the_critic_finds_a_reason_for(
     # what no round changed is trained on as it is
     assert untouched
     assert untouched == {e["id"].removesuffix(":r0") for e in examples if e["id"].endswith(":r0")}
+
+
+def test_answers_to_a_principles_questions_are_kept_with_the_round(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Constitution(
+        name="steps",
+        version="1",
+        principles=tuple(
+            Principle(
+                id=name,
+                priority=place,
+                critique_request="What is wrong?",
+                revision_request="Mend it.",
+                comparison_instruction="Which is better?",
+                questions=("Who is hurt?", "How badly?"),
+            )
+            for name, place in (("late", 2), ("early", 1))
+        ),
+    )
+    (tmp_path / "steps.yaml").write_text(dump(steps))
+    asked = [
+        str(config),
+        f"constitution={tmp_path / 'steps.yaml'}",
+        "revisions.principles=priority",
+    ]
+    assert main(["revisions", *asked]) == 2
+    assert "revisions.rounds: expected 1 to 2" in capsys.readouterr().err
+    assert main(["revisions", *asked, "revisions.rounds=2", "--run", str(tmp_path / "two")]) == 0
+    run = tmp_path / "two"
+    # what answers cost is foreseen: four texts a round, two rounds, and the first response
+    assert f"{RED * 9 + HELPFUL:,} generations" in capsys.readouterr().err
+    rows = [row for row in records(run, "revisions", REVISIONS) if row["rounds"]]
+    for row in rows:
+        assert row["principle_seed"] is None
+        assert [made["principle_id"] for made in row["rounds"]] == ["early", "late"]
+        for made in row["rounds"]:
+            given = [(a["number"], a["question"], a["outcome"]) for a in made["answers"]]
+            assert given == [(1, "Who is hurt?", "made"), (2, "How badly?", "made")]
+            assert len({a["answer"]["seed"] for a in made["answers"]}) == 2
+    assert main(["explain", str(run), rows[0]["id"]]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "principles by priority" in shown
+    assert "question 2: How badly?" in shown
+    assert f"answer: {rows[0]['rounds'][0]['answers'][1]['answer']['text']}" in shown
 
 
 def test_pairs_are_labelled_softly_in_both_orders_by_every_principle(

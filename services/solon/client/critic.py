@@ -14,6 +14,7 @@ from solon.client.requests import ConstitutionRef
 from solon.client.types import (
     Assessed,
     CritiqueResult,
+    Draw,
     PrincipleSample,
     RefinedRound,
     RevisionResult,
@@ -40,6 +41,7 @@ class CriticClient(ServiceClient):
         constitution: ConstitutionRef,
         principle_id: str | None = None,
         principle_seed: int | None = None,
+        skip_questions: bool = False,
         sampling: Sampling | None = None,
         weight_version: str | None = None,
         request_id: str | None = None,
@@ -53,7 +55,8 @@ class CriticClient(ServiceClient):
             constitution: Where the principle comes from.
             principle_id: Which principle. None: drawn at random.
             principle_seed: Makes that draw repeatable.
-            sampling: How to draw the text.
+            skip_questions: Write the critique at once, even if the principle has questions.
+            sampling: How to draw the text; answers to questions derive their own seeds.
             weight_version: Refuse to be answered by any other weights.
             request_id: Names the request in logs. None: a random one.
             timeout: Deadline of one attempt, seconds. None: the client's.
@@ -68,6 +71,7 @@ class CriticClient(ServiceClient):
             response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
             principles=requests.one_principle(principle_id, principle_seed),
+            skip_questions=skip_questions,
             sampling=requests.sampling_message(sampling),
             weight_version=requests.text("weight_version", weight_version),
         )
@@ -81,6 +85,8 @@ class CriticClient(ServiceClient):
         *,
         constitution: ConstitutionRef,
         critique: str | None = None,
+        answers: Sequence[str] = (),
+        skip_questions: bool = False,
         principle_id: str | None = None,
         principle_seed: int | None = None,
         sampling: Sampling | None = None,
@@ -95,6 +101,9 @@ class CriticClient(ServiceClient):
             response: The response to revise.
             constitution: Where the principle comes from.
             critique: What to heed. None: revise without one.
+            answers: To the principle's questions, that the critique rests on: all of them, empty
+                where there is none, or none at all.
+            skip_questions: Whether that critique was written without looking at its questions.
             principle_id: Which principle. None: drawn at random.
             principle_seed: Makes that draw repeatable.
             sampling: How to draw the text.
@@ -111,6 +120,8 @@ class CriticClient(ServiceClient):
             conversation=requests.conversation_message(conversation),
             response=requests.text("response", response),
             critique=requests.text("critique", critique),
+            answers=requests.texts("answers", answers),
+            skip_questions=skip_questions,
             constitution=requests.constitution_source(constitution),
             principles=requests.one_principle(principle_id, principle_seed),
             sampling=requests.sampling_message(sampling),
@@ -128,7 +139,9 @@ class CriticClient(ServiceClient):
         rounds: int = 4,
         principle_ids: Sequence[str] | None = None,
         principle_seed: int | None = None,
+        draw: Draw = "anew",
         skip_critique: bool = False,
+        skip_questions: bool = False,
         not_needed_below: float | None = None,
         min_option_mass: float | None = None,
         sampling: Sampling | None = None,
@@ -147,9 +160,11 @@ class CriticClient(ServiceClient):
             response: The first response.
             constitution: Where the principles come from.
             rounds: 1 to 16.
-            principle_ids: One a round, in this order. None: drawn anew for every round.
-            principle_seed: Makes those draws repeatable.
+            principle_ids: One a round, in this order. None: as ``draw`` says.
+            principle_seed: Makes draws repeatable.
+            draw: How principles are chosen that are not named.
             skip_critique: Revise without critiques (arXiv 2212.08073, section 3.5).
+            skip_questions: Write critiques at once, even by principles that have questions.
             not_needed_below: Leave out a round by whose principle it is less probable than this
                 that there is something to criticise, 0 to 1. None: make every round.
             min_option_mass: Least probability of the answers together for a verdict on that.
@@ -160,16 +175,17 @@ class CriticClient(ServiceClient):
 
         Raises:
             SolonError: The call failed; the rounds that were yielded are whole and valid.
-            ValueError: Both ids and a seed were given.
+            ValueError: Ids were given with a seed or a draw, or a seed where nothing is drawn.
         """
         request = critic_pb2.RefineRequest(
             request_id=requests.request_id(request_id),
             conversation=requests.conversation_message(conversation),
             response=requests.text("response", response),
             constitution=requests.constitution_source(constitution),
-            principles=_principles_of_chain(principle_ids, principle_seed),
+            principles=_principles_of_chain(principle_ids, principle_seed, draw, rounds),
             rounds=rounds,
             skip_critique=skip_critique,
+            skip_questions=skip_questions,
             not_needed_below=not_needed_below,
             min_option_mass=min_option_mass,
             sampling=requests.sampling_message(_seeded(sampling)),
@@ -248,13 +264,21 @@ class CriticClient(ServiceClient):
 
 
 def _principles_of_chain(
-    ids: Sequence[str] | None, seed: int | None
+    ids: Sequence[str] | None, seed: int | None, draw: Draw, rounds: int
 ) -> common_pb2.PrincipleSelection:
-    if ids is None:
-        return requests.principles_by_draw(1, requests.new_seed() if seed is None else seed)
-    if seed is not None:
-        raise ValueError("principle_ids and principle_seed: expected at most one, got both")
-    return requests.principles_by_id(ids)
+    if ids is not None and (seed is not None or draw != "anew"):
+        raise ValueError(
+            "principle_ids, principle_seed and draw: expected at most one way to choose, got ids "
+            f"with principle_seed={seed!r} and draw={draw!r}"
+        )
+    if ids is not None:
+        return requests.principles_by_id(ids)
+    if draw == "priority":
+        if seed is not None:
+            raise ValueError("principle_seed: expected None, since draw='priority' draws nothing")
+        return common_pb2.PrincipleSelection(all=common_pb2.PrincipleSelection.All())
+    count = 1 if draw == "anew" else rounds
+    return requests.principles_by_draw(count, requests.new_seed() if seed is None else seed)
 
 
 def _seeded(sampling: Sampling | None) -> Sampling:

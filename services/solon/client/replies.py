@@ -32,6 +32,7 @@ from solon.client.types import (
     Piece,
     PrincipleScore,
     PrincipleVerdict,
+    QuestionAnswer,
     RankedResponse,
     Ranking,
     RefinedRound,
@@ -115,6 +116,7 @@ def critique(reply: critic_pb2.CritiqueResponse) -> CritiqueResult:
         constitution_digest=reply.constitution_digest,
         critique=_completion(reply.critique),
         outcome=_known(_OUTCOME, reply.outcome, "outcome"),
+        answers=tuple(map(_question_answer, reply.answers)),
     )
 
 
@@ -150,6 +152,7 @@ def refined_round(reply: critic_pb2.RefineResponse) -> RefinedRound:
         revision=_completion(reply.revision) if reply.HasField("revision") else None,
         revision_outcome=_known(_OUTCOME, reply.revision_outcome, "revision_outcome"),
         assessment=_assessment(reply.assessment) if reply.HasField("assessment") else None,
+        answers=tuple(map(_question_answer, reply.answers)),
     )
 
 
@@ -288,6 +291,15 @@ def _completion(completion: common_pb2.Completion) -> Completion:
         finish_reason=_known(_FINISH, completion.finish_reason, "finish_reason"),
         seed=completion.seed,
         tokens=_tokens(completion.tokens),
+    )
+
+
+def _question_answer(answer: critic_pb2.QuestionAnswer) -> QuestionAnswer:
+    return QuestionAnswer(
+        number=answer.number,
+        question=answer.question,
+        answer=_completion(answer.answer),
+        outcome=_known(_OUTCOME, answer.outcome, "outcome"),
     )
 
 

@@ -14,6 +14,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
+Draw = Literal["anew", "once", "priority"]
+"""How a chain's principles are chosen: drawn anew for every round, with odds by weight; drawn, but
+none of them twice; or one a round in the order of their priority."""
 ServiceRole = Literal["policy", "critic", "judge"]
 
 
@@ -206,6 +209,18 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionAnswer:
+    """An answer to one of a principle's questions."""
+
+    number: int
+    """1 for the first question."""
+    question: str
+    answer: Completion
+    outcome: Outcome
+    """Where it is EMPTY, the answer was left out of all that follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CritiqueResult(Reply):
     """``CriticClient.critique``."""
 
@@ -213,6 +228,9 @@ class CritiqueResult(Reply):
     constitution_digest: str
     critique: Completion
     outcome: Outcome
+    """ABORTED also where an answer was, so that no critique was begun."""
+    answers: tuple[QuestionAnswer, ...] = ()
+    """To the principle's questions, which came first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,6 +288,8 @@ class RefinedRound(Reply):
     next round looks at the same response."""
     assessment: Assessment | None = None
     """Of the response before this round; None unless ``not_needed_below`` was given."""
+    answers: tuple[QuestionAnswer, ...] = ()
+    """To the principle's questions, before the critique."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from solon.constitution.importer import import_files
 from solon.constitution.library import names, resolve
 from solon.constitution.linter import Finding, lint
 from solon.constitution.loader import dump, from_dict, load, loads, to_dict
-from solon.constitution.selection import derive_seed, draw, tagged
+from solon.constitution.selection import by_priority, derive_seed, draw, tagged
 from solon.constitution.types import (
     AbsoluteQuestion,
     ComparisonExemplar,
@@ -30,6 +30,7 @@ __all__ = [
     "Principle",
     "Problem",
     "Provenance",
+    "by_priority",
     "derive_seed",
     "draw",
     "dump",

@@ -52,6 +52,7 @@ def lint(constitution: Constitution) -> tuple[Finding, ...]:
         *_nothing_helpful(constitution),
         *_nothing_engaging(constitution),
         *_unbalanced_exemplars(constitution),
+        *_exemplars_without_answers(constitution),
     )
 
 
@@ -149,6 +150,20 @@ def _unbalanced_exemplars(constitution: Constitution) -> Iterator[Finding]:
                 key="exemplars.comparisons",
                 text=f"{answers.count(answer)} of {len(answers)} answers are {answer}: the judge "
                 "learns the position; swap the responses of some",
+            )
+
+
+def _exemplars_without_answers(constitution: Constitution) -> Iterator[Finding]:
+    asked = {p.id for p in constitution.principles if p.questions}
+    shared = [("exemplars.critiques", e) for e in constitution.critique_exemplars]
+    own = [(f"{p.id}.exemplars", e) for p in constitution.principles for e in p.exemplars]
+    for key, exemplar in (*shared, *own):
+        if exemplar.principle in asked and not exemplar.answers:
+            yield Finding(
+                rule="exemplar-without-answers",
+                key=key,
+                text=f"principle {exemplar.principle} has questions, which an exemplar of it does "
+                "not answer: it shows the critic to criticise at once; add answers",
             )
 
 

@@ -148,19 +148,28 @@ def _principle(principle: Principle) -> dict[str, Any]:
             "comparison_instruction": principle.comparison_instruction,
             "absolute_question": question
             and {"text": question.text, "answers": dict(question.answers)},
+            "priority": principle.priority,
+            "questions": list(principle.questions),
+            "exemplars": [
+                {key: value for key, value in _critique(e).items() if key != "principle"}
+                for e in principle.exemplars
+            ],
             "provenance": principle.provenance,
         }
     )
 
 
 def _critique(exemplar: CritiqueExemplar) -> dict[str, Any]:
-    return {
-        "conversation": _conversation(exemplar.conversation),
-        "response": exemplar.response,
-        "principle": exemplar.principle,
-        "critique": exemplar.critique,
-        "revision": exemplar.revision,
-    }
+    return _without_empty(
+        {
+            "conversation": _conversation(exemplar.conversation),
+            "response": exemplar.response,
+            "principle": exemplar.principle,
+            "answers": list(exemplar.answers),
+            "critique": exemplar.critique,
+            "revision": exemplar.revision,
+        }
+    )
 
 
 def _comparison(exemplar: ComparisonExemplar) -> dict[str, Any]:

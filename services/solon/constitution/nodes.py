@@ -123,6 +123,17 @@ class Place:
             return 0.0
         return value
 
+    def whole(self, minimum: int, maximum: int) -> int:
+        """A whole number in a closed range, written without quotes."""
+        before = self.reported
+        value = self.number()
+        if self.reported == before and not (value.is_integer() and minimum <= value <= maximum):
+            self.report(
+                f"expected a whole number from {minimum:,} to {maximum:,}, got {self.shown}"
+            )
+            return minimum
+        return int(value)
+
     def bounded(self, text: str, maximum: int) -> str:
         """``text``; reports one that is empty, longer than ``maximum`` or no Unicode."""
         if not text:

@@ -1,8 +1,9 @@
 """How a principle becomes a prompt: pure functions from text to conversations.
 
-Every prompt is prefix-first: exemplars (the same for a whole constitution), then the conversation
-and the responses, then the principle. Calls that differ only in the principle share all that
-comes before it, so that prefix caches work; a revision prompt extends its critique prompt.
+Every prompt is prefix-first: exemplars (the same for a whole constitution; then those of a
+principle, if it has its own), then the conversation and the responses, then the principle. Calls
+that differ only in the principle share all that comes before it, so that prefix caches work. A
+critique prompt extends those of its questions, and a revision prompt its critique prompt.
 
 A text that holds a line such as "Assistant: ..." cannot pass for a turn, nor for a response or a
 request: such lines of conversations and responses are shown with ">" before them.
@@ -35,7 +36,8 @@ _COMPARE = "Compare two responses to the last message of this conversation."
 _ANSWER_ONLY = "Answer only (A) or (B)."
 # those that are quoted already get one more, so that no two texts are shown alike
 _HEADING = re.compile(
-    r"(?<=\n)(?=>*(?:System:|Human:|Assistant:|\(A\)|\(B\)|Critique request:|Revision request:))"
+    r"(?<=\n)(?=>*(?:System:|Human:|Assistant:|\(A\)|\(B\)|Question \d+:|Critique request:"
+    r"|Revision request:))"
 )
 _REASON_FIRST = "Reason step by step about which is better. Do not answer yet."
 
@@ -45,17 +47,59 @@ def transcript(conversation: Conversation) -> str:
     return "\n\n".join(f"{_SPEAKERS[m.role]}: {_said(m.content)}" for m in conversation.messages)
 
 
+def question_prompt(
+    constitution: Constitution,
+    principle: Principle,
+    conversation: Conversation,
+    response: str,
+    answers: Sequence[str] = (),
+) -> Conversation:
+    """Ask the next of the principle's questions about ``response``. The reply is its answer.
+
+    A critique in steps, each a turn that extends the one before it: what was answered is kept
+    apart by question, and nothing has to be found in a text.
+
+    Args:
+        constitution: Gives the exemplars.
+        principle: Has more questions than there are answers.
+        conversation: What was asked; ends with the user.
+        response: What is under review.
+        answers: To the questions before, in their order; an empty one is left out, with its
+            question.
+    """
+    number = len(answers) + 1
+    turns, head = _steps(principle, _reviewed(conversation, response), answers)
+    asked = f"{head}Question {number}: {principle.questions[number - 1]}"
+    shown = _critique_exemplar_turns(constitution, principle)
+    return Conversation((*shown, *turns, Message("user", asked)))
+
+
 def critique_prompt(
-    constitution: Constitution, principle: Principle, conversation: Conversation, response: str
+    constitution: Constitution,
+    principle: Principle,
+    conversation: Conversation,
+    response: str,
+    answers: Sequence[str] = (),
+    *,
+    skip_questions: bool = False,
 ) -> Conversation:
     """Ask for a critique of ``response`` (paper, section 3.1). The reply is the critique.
+
+    Args:
+        constitution: Gives the exemplars.
+        principle: Has a critique request.
+        conversation: What was asked; ends with the user.
+        response: What is under review.
+        answers: To the principle's questions, as in ``question_prompt``; the critique follows.
+        skip_questions: Show exemplars without the answers to their questions.
 
     Raises:
         ValueError: The principle has no critique request.
     """
-    shown = _critique_exemplar_turns(constitution)
-    asked = _reviewed(conversation, response) + _critique_request(principle)
-    return Conversation((*shown, Message("user", asked)))
+    shown = _critique_exemplar_turns(constitution, principle, skip_questions=skip_questions)
+    turns, head = _steps(principle, _reviewed(conversation, response), answers)
+    asked = head + _critique_request(principle)
+    return Conversation((*shown, *turns, Message("user", asked)))
 
 
 def revision_prompt(
@@ -64,21 +108,27 @@ def revision_prompt(
     conversation: Conversation,
     response: str,
     critique: str | None,
+    answers: Sequence[str] = (),
+    *,
+    skip_questions: bool = False,
 ) -> Conversation:
     """Ask for a revision. The reply is the revised response.
 
-    With a critique, the prompt is the critique prompt, the critique and one more turn. Without
-    (``None``: the paper's skip-critique mode, section 3.5), the revision request follows the
-    conversation at once.
+    With a critique, the prompt is the critique prompt (of the same ``answers`` and
+    ``skip_questions``), the critique and one more turn. Without (``None``: the paper's
+    skip-critique mode, section 3.5), the revision request follows the conversation at once.
 
     Raises:
         ValueError: The principle has no revision request.
     """
     if critique is None:
-        shown = _critique_exemplar_turns(constitution, skip_critique=True)
+        shown = _critique_exemplar_turns(constitution, principle, skip_critique=True)
         asked = _reviewed(conversation, response) + _revision_request(principle)
         return Conversation((*shown, Message("user", asked)))
-    return critique_prompt(constitution, principle, conversation, response).then(
+    before = critique_prompt(
+        constitution, principle, conversation, response, answers, skip_questions=skip_questions
+    )
+    return before.then(
         Message("assistant", critique), Message("user", _revision_request(principle))
     )
 
@@ -196,19 +246,40 @@ def _revision_request(principle: Principle) -> str:
     return f"Revision request: {principle.revision_request}\n{_REVISION_ONLY}"
 
 
-def _critique_exemplar_turns(
-    constitution: Constitution, *, skip_critique: bool = False
-) -> Sequence[Message]:
+def _steps(
+    principle: Principle, reviewed: str, answers: Sequence[str]
+) -> tuple[list[Message], str]:
+    """The answered questions as turns, and what the next turn begins with."""
     turns: list[Message] = []
-    for e in constitution.critique_exemplars:
-        principle = constitution.principle(e.principle)
+    head = reviewed
+    for number, answer in enumerate(answers, start=1):
+        if answer.strip():
+            asked = f"{head}Question {number}: {principle.questions[number - 1]}"
+            turns += [Message("user", asked), Message("assistant", answer)]
+            head = ""
+    return turns, head
+
+
+def _critique_exemplar_turns(
+    constitution: Constitution,
+    principle: Principle,
+    *,
+    skip_critique: bool = False,
+    skip_questions: bool = False,
+) -> Sequence[Message]:
+    """The constitution's, which all its prompts share, then those of the principle alone."""
+    turns: list[Message] = []
+    for e in (*constitution.critique_exemplars, *principle.exemplars):
+        of = principle if e.principle == principle.id else constitution.principle(e.principle)
         reviewed = _reviewed(e.conversation, e.response)
         if skip_critique:
-            turns.append(Message("user", reviewed + _revision_request(principle)))
+            turns.append(Message("user", reviewed + _revision_request(of)))
         else:
-            turns.append(Message("user", reviewed + _critique_request(principle)))
+            steps, head = _steps(of, reviewed, () if skip_questions else e.answers)
+            turns += steps
+            turns.append(Message("user", head + _critique_request(of)))
             turns.append(Message("assistant", e.critique))
-            turns.append(Message("user", _revision_request(principle)))
+            turns.append(Message("user", _revision_request(of)))
         turns.append(Message("assistant", e.revision))
     return turns
 

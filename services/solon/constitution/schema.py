@@ -28,6 +28,7 @@ _ID = re.compile(r"[a-z0-9-]{1,64}")
 _NAME = 64
 _REQUEST = 16_384
 _TEXT = 262_144
+_EXEMPLAR = ("conversation", "response", "critique", "revision")
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
@@ -89,13 +90,21 @@ def _principle(place: Place) -> Principle:
             "revision_request",
             "comparison_instruction",
             "absolute_question",
+            "priority",
+            "questions",
+            "exemplars",
             "provenance",
         ),
     )
     _check_complete(place, found)
     question = found.get("absolute_question")
+    name = _identifier(found["id"]) if "id" in found else ""
+    questions = _questions(found.get("questions"))
     return Principle(
-        id=_identifier(found["id"]) if "id" in found else "",
+        id=name,
+        priority=found["priority"].whole(1, 1_000) if "priority" in found else None,
+        questions=questions,
+        exemplars=_own_exemplars(found.get("exemplars"), name, questions),
         weight=_weight(found["weight"]) if "weight" in found else 1.0,
         tags=_tags(found.get("tags")),
         critique_request=_prose(found, "critique_request", _REQUEST),
@@ -113,6 +122,9 @@ def _check_complete(place: Place, found: dict[str, Place]) -> None:
     ):
         if one in found and other not in found:
             place.report(f"required, since {one} is given: the two are a pair", under=other)
+    for name in ("questions", "exemplars"):
+        if name in found and "critique_request" not in found:
+            found[name].report("only a principle with a critique_request has them: add one")
     uses = {"critique_request", "revision_request", "comparison_instruction", "absolute_question"}
     if "id" in found and not uses & found.keys():
         place.report(
@@ -148,6 +160,10 @@ def _question(place: Place) -> AbsoluteQuestion:
     return AbsoluteQuestion(text=_prose(found, "text", _REQUEST) or "", answers=answers)
 
 
+def _questions(place: Place | None) -> tuple[str, ...]:
+    return tuple(item.prose(_REQUEST) for item in place.items(0, 16)) if place else ()
+
+
 def _answers(place: Place) -> dict[str, float]:
     before = place.reported
     answers: dict[str, float] = {}
@@ -178,15 +194,48 @@ def _exemplars(
     )
 
 
+def _own_exemplars(
+    place: Place | None, principle: str, questions: tuple[str, ...]
+) -> tuple[CritiqueExemplar, ...]:
+    """Those that stand in a principle, and are of it without saying so."""
+    made = []
+    for item in place.items(0, 32) if place else ():
+        found = item.fields(_EXEMPLAR, ("answers",))
+        made.append(_exemplar(found, principle, questions))
+    return tuple(made)
+
+
 def _critique_exemplar(place: Place, principles: dict[str, Principle]) -> CritiqueExemplar:
-    found = place.fields(("conversation", "response", "principle", "critique", "revision"), ())
+    found = place.fields((*_EXEMPLAR, "principle"), ("answers",))
+    name = _reference(found.get("principle"), principles, "critique_request")
+    return _exemplar(found, name, principles[name].questions if name in principles else ())
+
+
+def _exemplar(
+    found: dict[str, Place], principle: str, questions: tuple[str, ...]
+) -> CritiqueExemplar:
     return CritiqueExemplar(
         conversation=_conversation(found.get("conversation")),
         response=_prose(found, "response") or "",
-        principle=_reference(found.get("principle"), principles, "critique_request"),
+        principle=principle,
+        answers=_given_answers(found.get("answers"), principle, questions),
         critique=_prose(found, "critique") or "",
         revision=_prose(found, "revision") or "",
     )
+
+
+def _given_answers(
+    place: Place | None, principle: str, questions: tuple[str, ...]
+) -> tuple[str, ...]:
+    if place is None:
+        return ()
+    answers = tuple(item.prose(_TEXT) for item in place.items(0, 16))
+    if answers and len(answers) != len(questions):
+        place.report(
+            f"expected one answer to each of the {len(questions)} questions of principle "
+            f"{principle!r}, or no answers at all, got {len(answers)}"
+        )
+    return answers
 
 
 def _comparison_exemplar(place: Place, principles: dict[str, Principle]) -> ComparisonExemplar:

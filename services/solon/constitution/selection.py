@@ -44,6 +44,11 @@ def tagged(principles: Sequence[Principle], tags: Collection[str]) -> tuple[Prin
     return tuple(one for one in principles if not set(one.tags).isdisjoint(tags))
 
 
+def by_priority(principles: Sequence[Principle]) -> tuple[Principle, ...]:
+    """The lowest ``priority`` first; those that share one, and last those without, as given."""
+    return tuple(sorted(principles, key=lambda p: math.inf if p.priority is None else p.priority))
+
+
 def derive_seed(seed: int, *parts: int | str) -> int:
     """A seed of its own for one piece of the work, such as (prompt id, round).
 

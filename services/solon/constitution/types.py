@@ -13,10 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from solon.chat import Conversation
+
+_LATER = ("priority", "questions", "exemplars", "answers")
+"""Fields that constitutions did not have at first: where they hold nothing, digests are as then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +35,21 @@ class AbsoluteQuestion:
     """The question."""
     answers: Mapping[str, float]
     """Answer text -> value. At least two; a higher value is a better response."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CritiqueExemplar:
+    """A worked example of critique and revision, shown before the real one (paper, section 3.1)."""
+
+    conversation: Conversation
+    """Ends with the user."""
+    response: str
+    principle: str
+    """Id of the principle whose requests are shown."""
+    critique: str
+    revision: str
+    answers: tuple[str, ...] = ()
+    """To the principle's questions: one each, or none at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,21 +69,14 @@ class Principle:
     """Asks the judge which of (A) and (B) is better."""
     absolute_question: AbsoluteQuestion | None = None
     """Asks the judge about one response on its own."""
+    priority: int | None = None
+    """Its place where every principle has its turn: the lowest first. None: after all others."""
+    questions: tuple[str, ...] = ()
+    """What the critic answers, one after the other, before it writes the critique."""
+    exemplars: tuple[CritiqueExemplar, ...] = ()
+    """Shown with this principle only, after those of the constitution."""
     provenance: str | None = None
     """Where this principle comes from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CritiqueExemplar:
-    """A worked example of critique and revision, shown before the real one (paper, section 3.1)."""
-
-    conversation: Conversation
-    """Ends with the user."""
-    response: str
-    principle: str
-    """Id of the principle whose requests are shown."""
-    critique: str
-    revision: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +121,13 @@ class Constitution:
         """
         content = {
             "principles": [
-                {key: value for key, value in asdict(p).items() if key != "provenance"}
+                {
+                    **_content(asdict(replace(p, exemplars=()))),
+                    **({"exemplars": _exemplars(p.exemplars)} if p.exemplars else {}),
+                }
                 for p in self.principles
             ],
-            "critique_exemplars": [asdict(e) for e in self.critique_exemplars],
+            "critique_exemplars": _exemplars(self.critique_exemplars),
             "comparison_exemplars": [asdict(e) for e in self.comparison_exemplars],
         }
         # the answers of a question keep their order, which its prompt shows
@@ -155,3 +169,16 @@ class Constitution:
         raise KeyError(
             f"principle {principle_id!r} is not in constitution {self.name!r}: it has {known}"
         )
+
+
+def _exemplars(exemplars: tuple[CritiqueExemplar, ...]) -> list[dict[str, Any]]:
+    return [_content(asdict(exemplar)) for exemplar in exemplars]
+
+
+def _content(values: dict[str, Any]) -> dict[str, Any]:
+    """What of a principle or an exemplar can change a result."""
+    return {
+        key: value
+        for key, value in values.items()
+        if key != "provenance" and (value or key not in _LATER)
+    }

@@ -8,134 +8,15 @@ never passed on as a response. Knows nothing of gRPC.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 
 from solon.chat import Conversation
-from solon.constitution import Constitution, Principle, derive_seed, draw
-from solon.constitution.prompts import critique_prompt, revision_prompt
+from solon.constitution import Principle, derive_seed, draw
 from solon.critic.assessing import Assessed, Assessment, assess
-from solon.engine.base import Engine, FinishReason, Generation, Sampling, Timing, Usage
+from solon.critic.reviews import PAPER, Answer, Made, Manner, Outcome, Review, Round, Text
+from solon.engine.base import Engine, Sampling
 from solon.serving.readings import NoVerdict
 from solon.serving.session import Session
-
-
-class Outcome(Enum):
-    """What became of a critique or a revision."""
-
-    MADE = "made"
-    """There is a text."""
-    EMPTY = "empty"
-    """The model said nothing but white space."""
-    TRUNCATED = "truncated"
-    """The text was cut at max_tokens."""
-    ABORTED = "aborted"
-    """Generation was paused with ``PauseMode.ABORT``."""
-    NOT_NEEDED = "not_needed"
-    """The critic found too little to criticise: the response stands as it is."""
-
-    @classmethod
-    def of(cls, generation: Generation) -> Outcome:
-        """What became of a generation."""
-        if generation.finish_reason is FinishReason.ABORT:
-            return cls.ABORTED
-        if not generation.text.strip():
-            return cls.EMPTY
-        return cls.TRUNCATED if generation.finish_reason is FinishReason.LENGTH else cls.MADE
-
-    @property
-    def has_text(self) -> bool:
-        """Whether the text can be built upon."""
-        return self in (Outcome.MADE, Outcome.TRUNCATED)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Review:
-    """A response under review by a principle."""
-
-    constitution: Constitution
-    """Gives the exemplars that go first."""
-    principle: Principle
-    """Has a critique and a revision request."""
-    conversation: Conversation
-    """Ends with the user."""
-    response: str
-
-    def critique_prompt(self) -> Conversation:
-        """Asks for the critique."""
-        return critique_prompt(self.constitution, self.principle, self.conversation, self.response)
-
-    def revision_prompt(self, critique: str | None) -> Conversation:
-        """Asks for the revision, in the light of a critique or (None) without one."""
-        return revision_prompt(
-            self.constitution, self.principle, self.conversation, self.response, critique
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Text:
-    """A critique or a revision, and the seed that repeats it."""
-
-    generation: Generation
-    outcome: Outcome
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
-    """One text and what it cost."""
-
-    text: Text
-    weight_version: str
-    usage: Usage
-    timing: Timing
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Round:
-    """One critique and revision of a chain."""
-
-    number: int
-    """1 for the first."""
-    principle: Principle
-    assessment: Assessment | None
-    """Of the response before this round; None unless rounds may be found not to be needed."""
-    critique: Text | None
-    """None in skip-critique mode, and where the round was not needed."""
-    revision: Text | None
-    """None where the critique was aborted, so that no revision was begun, and where the round was
-    not needed."""
-    needed: bool = True
-    """Whether the round was made."""
-    weight_version: str
-    usage: Usage
-    """Of this round alone."""
-    timing: Timing
-    """Of this round alone."""
-
-    @property
-    def revision_outcome(self) -> Outcome:
-        """What became of the revision."""
-        if not self.needed:
-            return Outcome.NOT_NEEDED
-        return Outcome.ABORTED if self.revision is None else self.revision.outcome
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manner:
-    """How a chain goes."""
-
-    skip_critique: bool = False
-    """Revise without critiques (section 3.5 of the paper)."""
-    not_needed_below: float | None = None
-    """Probability of there being something to criticise below which a round is not made, 0 to 1.
-    None: every round is made, and nothing is assessed."""
-    min_option_mass: float = 0.0
-    """Least probability that the answers to an assessment must hold together. 0 to 1; 0 is off."""
-
-
-PAPER = Manner()
-"""Every round is made, with a critique (section 3.1 of the paper)."""
 
 
 class Critic:
@@ -148,13 +29,15 @@ class Critic:
     async def critique(
         self, review: Review, sampling: Sampling, *, weight_version: str | None = None
     ) -> Made:
-        """Critique one response.
+        """Critique one response, in the light of the answers to the principle's questions.
 
         Raises:
             WeightVersionMismatch: The weights are not ``weight_version``.
             EngineError: As ``Engine.generate``.
         """
-        return await self._made(review.critique_prompt(), sampling, weight_version)
+        session = Session(self._engine, weight_version=weight_version)
+        answers, text = await _critique(session, review, sampling)
+        return _made(session, text, answers)
 
     async def revise(
         self,
@@ -162,15 +45,19 @@ class Critic:
         critique: str | None,
         sampling: Sampling,
         *,
+        answers: Sequence[str] = (),
         weight_version: str | None = None,
     ) -> Made:
-        """Revise one response, in the light of a critique or (None) without.
+        """Revise one response, in the light of a critique and its answers or (None) without.
 
         Raises:
             WeightVersionMismatch: The weights are not ``weight_version``.
             EngineError: As ``Engine.generate``.
         """
-        return await self._made(review.revision_prompt(critique), sampling, weight_version)
+        session = Session(self._engine, weight_version=weight_version)
+        return _made(
+            session, await _text(session, review.revision_prompt(critique, answers), sampling)
+        )
 
     async def refine(
         self,
@@ -197,7 +84,7 @@ class Critic:
             EngineError: As ``Engine.generate`` and, with assessments, ``Engine.score``. Rounds that
                 were yielded before are whole.
         """
-        review, expected = first, weight_version
+        review, expected = replace(first, skip_questions=manner.skip_questions), weight_version
         for number, principle in enumerate(principles, start=1):
             review = replace(review, principle=principle)
             session = Session(self._engine, weight_version=expected)
@@ -240,18 +127,6 @@ class Critic:
             timing=session.timing,
         )
 
-    async def _made(
-        self, prompt: Conversation, sampling: Sampling, weight_version: str | None
-    ) -> Made:
-        session = Session(self._engine, weight_version=weight_version)
-        text = await _text(session, prompt, sampling)
-        return Made(
-            text=text,
-            weight_version=session.weight_version,
-            usage=session.usage,
-            timing=session.timing,
-        )
-
 
 def draw_rounds(principles: Sequence[Principle], rounds: int, seed: int) -> tuple[Principle, ...]:
     """A principle for each round, drawn anew and independently, with odds by weight."""
@@ -264,15 +139,18 @@ async def _round(
     session: Session, review: Review, number: int, sampling: Sampling, manner: Manner
 ) -> Round:
     assessment, needed = await _assessed(session, review, manner)
+    answers: tuple[Answer, ...] = ()
     critique = revision = None
     if needed:
-        critique, revision = await _made(
-            session, review, sampling, skip_critique=manner.skip_critique
-        )
+        if not manner.skip_critique:
+            seeded = replace(sampling, seed=derive_seed(sampling.seed, "critique"))
+            answers, critique = await _critique(session, review, seeded)
+        revision = await _revision(session, review, answers, critique, sampling)
     return Round(
         number=number,
         principle=review.principle,
         assessment=assessment,
+        answers=answers,
         critique=critique,
         revision=revision,
         needed=needed,
@@ -298,20 +176,49 @@ async def _assessed(
     return found, found.probability is None or found.probability >= manner.not_needed_below
 
 
-async def _made(
-    session: Session, review: Review, sampling: Sampling, *, skip_critique: bool
-) -> tuple[Text | None, Text | None]:
-    critique = None
+async def _critique(
+    session: Session, review: Review, sampling: Sampling
+) -> tuple[tuple[Answer, ...], Text]:
+    """The answers to the principle's questions, one turn each, and the critique after them."""
+    answers: list[Answer] = []
+    heeded: list[str] = []
+    for number, question in enumerate(review.questions, start=1):
+        seeded = replace(sampling, seed=derive_seed(sampling.seed, "question", number))
+        text = await _text(session, review.question_prompt(heeded), seeded)
+        answers.append(Answer(number=number, question=question, text=text))
+        if text.outcome is Outcome.ABORTED:
+            unbegun = replace(text.generation, text="", tokens=())
+            return tuple(answers), replace(text, generation=unbegun, seed=sampling.seed)
+        heeded.append(answers[-1].heeded)
+    return tuple(answers), await _text(session, review.critique_prompt(heeded), sampling)
+
+
+async def _revision(
+    session: Session,
+    review: Review,
+    answers: Sequence[Answer],
+    critique: Text | None,
+    sampling: Sampling,
+) -> Text | None:
+    """None after a critique that was aborted."""
+    if critique is not None and critique.outcome is Outcome.ABORTED:
+        return None
     heeded = None
-    if not skip_critique:
-        critique_sampling = replace(sampling, seed=derive_seed(sampling.seed, "critique"))
-        critique = await _text(session, review.critique_prompt(), critique_sampling)
-        if critique.outcome is Outcome.ABORTED:
-            return critique, None
-        if critique.outcome.has_text:
-            heeded = critique.generation.text
-    revision_sampling = replace(sampling, seed=derive_seed(sampling.seed, "revision"))
-    return critique, await _text(session, review.revision_prompt(heeded), revision_sampling)
+    if critique is not None and critique.outcome.has_text:
+        heeded = critique.generation.text
+    prompt = review.revision_prompt(heeded, [answer.heeded for answer in answers])
+    seeded = replace(sampling, seed=derive_seed(sampling.seed, "revision"))
+    return await _text(session, prompt, seeded)
+
+
+def _made(session: Session, text: Text, answers: tuple[Answer, ...] = ()) -> Made:
+    return Made(
+        text=text,
+        answers=answers,
+        weight_version=session.weight_version,
+        usage=session.usage,
+        timing=session.timing,
+    )
 
 
 async def _text(session: Session, prompt: Conversation, sampling: Sampling) -> Text:

@@ -11,12 +11,14 @@ from typing import Any
 
 import grpc
 
-from solon.constitution import Constitution, Principle
+from solon.constitution import Constitution, Principle, by_priority
 from solon.critic.assessing import Assessment
-from solon.critic.critic import Critic, Manner, Outcome, Review, Round, Text, draw_rounds
+from solon.critic.critic import Critic, draw_rounds
+from solon.critic.reviews import Answer, Manner, Outcome, Review, Round, Text
 from solon.engine.base import Sampling
 from solon.serving import constitutions, convert, process, rules
-from solon.serving.constitutions import All, ByIds, BySample, Library, Purpose
+from solon.serving.constitutions import All, BySample, Library, Purpose
+from solon.serving.errors import InvalidFields
 from solon.serving.server import Resources, Role
 from solon.v1 import common_pb2, control_pb2, critic_pb2, critic_pb2_grpc
 
@@ -55,6 +57,7 @@ class CriticServicer(critic_pb2_grpc.CriticServiceServicer):
             weight_version=made.weight_version,
             principle_id=review.principle.id,
             constitution_digest=review.constitution.digest,
+            answers=map(_answer, made.answers),
             critique=_completion(made.text),
             outcome=_OUTCOMES[made.text.outcome],
             usage=convert.usage(made.usage),
@@ -70,6 +73,7 @@ class CriticServicer(critic_pb2_grpc.CriticServiceServicer):
             review,
             request.critique if request.HasField("critique") else None,
             self._sampling(request.sampling),
+            answers=_given_answers(request, review),
             weight_version=convert.weight_version(request),
         )
         return critic_pb2.ReviseResponse(
@@ -138,6 +142,7 @@ class CriticServicer(critic_pb2_grpc.CriticServiceServicer):
             principle=constitutions.choose_one(selection, constitution, Purpose.REVISION),
             conversation=convert.conversation(request.conversation),
             response=request.response,
+            skip_questions=request.skip_questions,
         )
 
     def _sampling(self, message: common_pb2.SamplingParams) -> Sampling:
@@ -147,20 +152,52 @@ class CriticServicer(critic_pb2_grpc.CriticServiceServicer):
 def _round_principles(
     request: critic_pb2.RefineRequest, constitution: Constitution
 ) -> tuple[Principle, ...]:
-    selection = convert.selection(request.principles, default=BySample())
-    if isinstance(selection, ByIds):
-        return constitutions.choose(selection, constitution, Purpose.REVISION)
-    seed = selection.seed if isinstance(selection, BySample) else None
-    return draw_rounds(
-        constitutions.usable_for(Purpose.REVISION, constitution),
-        request.rounds if request.HasField("rounds") else rules.DEFAULT_ROUNDS,
-        constitutions.new_seed() if seed is None else seed,
-    )
+    rounds = request.rounds if request.HasField("rounds") else None
+    match convert.selection(request.principles, default=BySample()):
+        case BySample(count=1, seed=seed):
+            return draw_rounds(
+                constitutions.usable_for(Purpose.REVISION, constitution),
+                rules.DEFAULT_ROUNDS if rounds is None else rounds,
+                constitutions.new_seed() if seed is None else seed,
+            )
+        case All():
+            return _by_priority(constitution, rounds)
+        case selection:
+            return constitutions.choose(selection, constitution, Purpose.REVISION)
+
+
+def _by_priority(constitution: Constitution, rounds: int | None) -> tuple[Principle, ...]:
+    """One a round.
+
+    Raises:
+        InvalidFields: There are fewer principles than rounds, or more than a chain may have.
+    """
+    usable = by_priority(constitutions.usable_for(Purpose.REVISION, constitution))
+    wanted = len(usable) if rounds is None else rounds
+    most = min(len(usable), rules.MOST_ROUNDS)
+    if wanted > most:
+        text = f"expected 1 to {most}, of {len(usable)} usable principles, got {wanted}"
+        raise InvalidFields.of("rounds", text)
+    return usable[:wanted]
+
+
+def _given_answers(request: critic_pb2.ReviseRequest, review: Review) -> tuple[str, ...]:
+    """The answers that the critique rests on.
+
+    Raises:
+        InvalidFields: They are not one to each of the principle's questions.
+    """
+    asked, given = len(review.questions), len(request.answers)
+    if given not in (0, asked):
+        text = f"expected none, or {asked}, one to each of the principle's questions, got {given}"
+        raise InvalidFields.of("answers", text)
+    return tuple(request.answers)
 
 
 def _manner(request: critic_pb2.RefineRequest) -> Manner:
     return Manner(
         skip_critique=request.skip_critique,
+        skip_questions=request.skip_questions,
         not_needed_below=request.not_needed_below if request.HasField("not_needed_below") else None,
         min_option_mass=request.min_option_mass,
     )
@@ -184,6 +221,7 @@ def _round(made: Round, *, request_id: str, digest: str) -> critic_pb2.RefineRes
         principle_id=made.principle.id,
         constitution_digest=digest,
         revision_outcome=_OUTCOMES[made.revision_outcome],
+        answers=map(_answer, made.answers),
         usage=convert.usage(made.usage),
         timing=convert.timing(made.timing),
     )
@@ -199,6 +237,15 @@ def _round(made: Round, *, request_id: str, digest: str) -> critic_pb2.RefineRes
     else:
         response.revision.CopyFrom(_completion(made.revision))
     return response
+
+
+def _answer(answer: Answer) -> critic_pb2.QuestionAnswer:
+    return critic_pb2.QuestionAnswer(
+        number=answer.number,
+        question=answer.question,
+        answer=_completion(answer.text),
+        outcome=_OUTCOMES[answer.text.outcome],
+    )
 
 
 def _completion(text: Text) -> common_pb2.Completion:

@@ -187,14 +187,20 @@ def _principle(message: common_pb2.Principle) -> Principle:
         )
         if message.HasField("absolute_question")
         else None,
+        priority=message.priority if message.HasField("priority") else None,
+        questions=tuple(message.questions),
+        exemplars=tuple(_critique_exemplar(e, message.id) for e in message.exemplars),
     )
 
 
-def _critique_exemplar(message: common_pb2.CritiqueExemplar) -> CritiqueExemplar:
+def _critique_exemplar(
+    message: common_pb2.CritiqueExemplar, principle: str | None = None
+) -> CritiqueExemplar:
     return CritiqueExemplar(
         conversation=conversation(message.conversation),
         response=message.response,
-        principle=message.principle_id,
+        principle=message.principle_id if principle is None else principle,
+        answers=tuple(message.answers),
         critique=message.critique,
         revision=message.revision,
     )

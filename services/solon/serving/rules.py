@@ -29,6 +29,7 @@ from solon.serving.validation import (
 )
 from solon.v1 import common_pb2, critic_pb2
 
+MOST_ROUNDS = 16
 DEFAULT_ROUNDS = 4
 """Rounds of a chain that asks for none (section 3.1 of the paper)."""
 
@@ -94,15 +95,40 @@ def _pairs_requests(principle: common_pb2.Principle) -> _Issue:
         yield missing, "expected both critique_request and revision_request, or neither"
 
 
+def _is_complete(principle: common_pb2.Principle) -> _Issue:
+    yield from _pairs_requests(principle)
+    for name in ("questions", "exemplars"):
+        if getattr(principle, name) and not principle.critique_request:
+            yield name, "expected a critique request: only a principle that has one has these"
+    for index, exemplar in enumerate(principle.exemplars):
+        if exemplar.principle_id not in ("", principle.id):
+            yield f"exemplars[{index}].principle_id", "expected the principle's own id, or none"
+        if len(exemplar.answers) not in (0, len(principle.questions)):
+            yield f"exemplars[{index}].answers", _answers_text(principle, exemplar)
+
+
+def _answers_text(principle: common_pb2.Principle, exemplar: common_pb2.CritiqueExemplar) -> str:
+    asked = len(principle.questions)
+    return f"expected none, or {asked}, one a question, got {len(exemplar.answers)}"
+
+
+def _answers_are_of_a_critique(request: critic_pb2.ReviseRequest) -> _Issue:
+    if request.answers and not request.HasField("critique"):
+        yield "answers", "expected a critique: the answers are what it was written in the light of"
+
+
 def _exemplars_fit(constitution: common_pb2.Constitution) -> _Issue:
     ids = [p.id for p in constitution.principles]
     if len(set(ids)) < len(ids):
         yield "principles", "expected distinct ids"
-    revising = {p.id for p in constitution.principles if p.critique_request}
+    revising = {p.id: p for p in constitution.principles if p.critique_request}
     for index, critique in enumerate(constitution.critique_exemplars):
-        if critique.principle_id not in revising:
+        principle = revising.get(critique.principle_id)
+        if principle is None:
             text = "expected a principle of this constitution with a critique request"
             yield f"critique_exemplars[{index}].principle_id", text
+        elif len(critique.answers) not in (0, len(principle.questions)):
+            yield f"critique_exemplars[{index}].answers", _answers_text(principle, critique)
     comparing = {p.id for p in constitution.principles if p.comparison_instruction}
     for index, comparison in enumerate(constitution.comparison_exemplars):
         if comparison.principle_id not in comparing:
@@ -117,11 +143,9 @@ def _one_principle_a_round(request: critic_pb2.RefineRequest) -> _Issue:
         case "ids" if len(selection.ids.ids) != rounds:
             text = f"expected one id a round, {rounds} in all, got {len(selection.ids.ids)}"
             yield "principles.ids.ids", text
-        case "sample" if selection.sample.count != 1:
-            text = f"expected 1: one principle is drawn a round, got {selection.sample.count}"
+        case "sample" if selection.sample.count not in (1, rounds):
+            text = f"expected 1 or as many as rounds, {rounds}, got {selection.sample.count}"
             yield "principles.sample.count", text
-        case "all":
-            yield "principles.all", "expected ids or a sample: a round has one principle"
 
 
 _ID: dict[str, tuple[FieldRule, ...]] = {"request_id": (Length(0, 128),)}
@@ -136,9 +160,14 @@ _REQUESTS: dict[str, dict[str, tuple[FieldRule, ...]]] = {
     "GenerateRequest": _ASKS | {"n": (Within(1, 64),)},
     "StreamGenerateRequest": _ASKS,
     "CritiqueRequest": _ASKS_BY_PRINCIPLE | {"response": (_TEXT,)},
-    "ReviseRequest": _ASKS_BY_PRINCIPLE | {"response": (_TEXT,), "critique": (_TEXT,)},
+    "ReviseRequest": _ASKS_BY_PRINCIPLE
+    | {
+        "response": (_TEXT,),
+        "critique": (_TEXT,),
+        "answers": (Count(0, 16), Each(Length(0, 262_144))),
+    },
     "RefineRequest": _ASKS_BY_PRINCIPLE
-    | {"response": (_TEXT,), "rounds": (Within(1, 16),)}
+    | {"response": (_TEXT,), "rounds": (Within(1, MOST_ROUNDS),)}
     | {"not_needed_below": (Within(0, 1),), "min_option_mass": (Within(0, 1),)},
     "AssessRequest": _JUDGES | {"response": (_TEXT,)},
     "CompareRequest": _JUDGES | {"response_a": (_TEXT,), "response_b": (_TEXT,)},
@@ -172,8 +201,12 @@ _PARTS: dict[str, dict[str, tuple[FieldRule, ...]]] = {
         "critique_request": (_REQUEST,),
         "revision_request": (_REQUEST,),
         "comparison_instruction": (_REQUEST,),
+        "priority": (Within(1, 1_000),),
+        "questions": (Count(0, 16), Each(Length(1, 16_384))),
+        "exemplars": (Count(0, 32),),
     },
     "CritiqueExemplar": {
+        "answers": (Count(0, 16), Each(_TEXT)),
         "conversation": (Required(), _EndsWithUser()),
         "response": (_TEXT,),
         "critique": (_TEXT,),
@@ -207,7 +240,8 @@ BOOK = RuleBook(
         "solon.v1.Conversation": (_turns_alternate,),
         "solon.v1.ConstitutionSource": (_has_source,),
         "solon.v1.AbsoluteQuestion": (_answers_differ,),
-        "solon.v1.Principle": (_pairs_requests,),
+        "solon.v1.Principle": (_is_complete,),
+        "solon.v1.ReviseRequest": (_answers_are_of_a_critique,),
         "solon.v1.Constitution": (_exemplars_fit,),
         "solon.v1.RefineRequest": (_one_principle_a_round,),
     },

@@ -235,6 +235,9 @@ def _print_round(made: RefinedRound) -> None:
     print(f"Round {made.round}, by {made.principle_id}")
     if made.revision is None:
         print(f"  {made.revision_outcome}: nothing to criticise")
+    for answer in made.answers:
+        said = "" if answer.outcome == "made" else f" ({answer.outcome})"
+        print(f"  {answer.number}. {answer.question}{said} {answer.answer.text}")
     for name, text, outcome in (
         ("critique", made.critique, made.critique_outcome),
         ("revision", made.revision, made.revision_outcome),

@@ -23,7 +23,16 @@ from solon.trainer.state import STAGES, RunState
 
 _Z = 1.959964
 """Of a normal distribution's middle 95 %."""
-_PARTS = ("weight", "critique_request", "revision_request", "comparison_instruction")
+_PARTS = (
+    "weight",
+    "priority",
+    "critique_request",
+    "questions",
+    "exemplars",
+    "revision_request",
+    "comparison_instruction",
+    "absolute_question",
+)
 
 Difference = dict[str, Any]
 

@@ -169,12 +169,12 @@ def _show_revisions(made: Record, explanation: Explanation, console: rich.consol
     for response in made["responses"]:
         _say(console, "response", f"{response['text']}  [{response['finish_reason']}]")
     if made["rounds"]:
-        digest = made["constitution_digest"][:12]
+        digest, seed = made["constitution_digest"][:12], made["principle_seed"]
         _say(
             console,
             "critic",
             f"{made['critic_model']}, constitution {made['constitution']} ({digest}), principles "
-            f"drawn with seed {made['principle_seed']}",
+            + (f"drawn with seed {seed}" if seed is not None else "by priority"),
         )
     for one in made["rounds"]:
         texts = explanation["principles"].get(one["principle_id"], {})
@@ -184,6 +184,9 @@ def _show_revisions(made: Record, explanation: Explanation, console: rich.consol
         if one["revision"] is None:
             _say(console, "revision", "not needed: the response stands")
             continue
+        for answer in one["answers"] or ():
+            _say(console, f"question {answer['number']}", answer["question"])
+            _say(console, "answer", f"{answer['answer']['text']}  [{answer['outcome']}]")
         _say(console, "asked", texts.get("critique_request") or "")
         if one["critique"] is not None:
             _say(console, "critique", f"{one['critique']['text']}  [{one['critique_outcome']}]")

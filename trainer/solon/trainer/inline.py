@@ -49,6 +49,9 @@ def _principle(principle: Principle) -> common_pb2.Principle:
         revision_request=principle.revision_request,
         comparison_instruction=principle.comparison_instruction,
         absolute_question=None if question is None else _question(question),
+        priority=principle.priority,
+        questions=principle.questions,
+        exemplars=[_critique_exemplar(exemplar) for exemplar in principle.exemplars],
     )
 
 
@@ -67,6 +70,7 @@ def _critique_exemplar(exemplar: CritiqueExemplar) -> common_pb2.CritiqueExempla
         conversation=_conversation(exemplar.conversation),
         response=exemplar.response,
         principle_id=exemplar.principle,
+        answers=exemplar.answers,
         critique=exemplar.critique,
         revision=exemplar.revision,
     )

@@ -173,6 +173,13 @@ def input_problems(config: RunConfig, constitution: Constitution) -> list[str]:
             f"rl.reward.judge: expected 0, since {config.constitution!r} has no principle with an "
             f"absolute_question for the judge to score by; got {config.rl.reward.judge!r}"
         )
+    revising = len(constitution.for_revision)
+    if config.revisions.principles != "anew" and config.revisions.rounds > revising > 0:
+        problems.append(
+            f"revisions.rounds: expected 1 to {revising}, the constitution's principles with a "
+            f"revision_request, since revisions.principles is {config.revisions.principles!r} and "
+            f"none comes twice; got {config.revisions.rounds!r}"
+        )
     known = [p.id for p in constitution.for_assessment]
     problems += [
         f"preflight.principles: expected ids of the constitution's principles with a "

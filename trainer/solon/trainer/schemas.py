@@ -82,11 +82,22 @@ PREFLIGHT = pa.schema(
 """A row a labelled response. ``harmful``: the label; ``probability``: the critic's, the highest of
 the principles'."""
 
+ANSWER = pa.struct(
+    [
+        ("number", pa.int32()),
+        ("question", _TEXT),
+        ("answer", COMPLETION),
+        ("outcome", _TEXT),
+    ]
+)
+"""What the critic answered to one of a principle's questions; ``number`` 1 is the first."""
+
 ROUND = pa.struct(
     [
         ("round", pa.int32()),
         ("principle_id", _TEXT),
         ("assessment", ASSESSMENT),
+        ("answers", pa.list_(ANSWER)),
         ("critique", COMPLETION),
         ("critique_outcome", _TEXT),
         ("revision", COMPLETION),

@@ -239,9 +239,14 @@ class _Counter:
         prompt_tokens = config.rounds * (revised.mean + length.mean) + responses
         if not config.skip_critique:
             prompt_tokens += config.rounds * (asked.mean + length.mean + later) + responses
+        steps, most_steps = self._questions()
+        # a question sees the answers before it, critique and revision see all of them
+        prompt_tokens += config.rounds * steps * (asked.mean + length.mean + later)
+        prompt_tokens += config.rounds * steps * later * ((steps - 1) / 2 + 2)
         most = max(config.response.max_tokens, config.critic.max_tokens)
         critique = 0 if config.skip_critique else config.critic.max_tokens
-        generations = prompts * config.rounds * (1 if config.skip_critique else 2)
+        texts = 1 if config.skip_critique else 2 + steps
+        generations = round(prompts * config.rounds * texts)
         asks = prompts * config.rounds if config.not_needed_below is not None else 0
         return Calls(
             stage="revisions",
@@ -254,8 +259,20 @@ class _Counter:
             ),
             completion_tokens=round(generations * later),
             most_completion_tokens=generations * config.critic.max_tokens,
-            longest=revised.longest + length.longest + most + critique + config.critic.max_tokens,
+            longest=revised.longest
+            + length.longest
+            + most
+            + critique
+            + (1 + most_steps) * config.critic.max_tokens,
         )
+
+    def _questions(self) -> tuple[float, int]:
+        """Answers before a critique: on average over principles, and at most."""
+        config = self._config.revisions
+        if config.skip_critique or config.skip_questions:
+            return 0, 0
+        asked = [len(principle.questions) for principle in self._constitution.for_revision]
+        return sum(asked) / len(asked), max(asked)
 
     def _critic_prompts(self) -> tuple[Length, Length]:
         """Of a critique and of a revision, without conversation, response and critique."""

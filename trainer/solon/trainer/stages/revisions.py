@@ -149,7 +149,6 @@ async def _make(context: StageContext, item: _Item) -> Record:
     )
     first = rows.outcome(reply.completions[0])
     refine = item.kind == "red_team" and first in (Outcome.MADE, Outcome.TRUNCATED)
-    principle_seed = derive_seed(seed, "principles")
     made = await _refined(context, item, reply.completions[0], seed) if refine else []
     return {
         "id": item.prompt.id,
@@ -161,7 +160,7 @@ async def _make(context: StageContext, item: _Item) -> Record:
         "outcome": _worst([rows.outcome(c) for c in reply.completions], made),
         "policy": rows.answered(reply, context.fleet.info("policy"), config.response),
         "rounds": [rows.refined(one) for one in made],
-        "principle_seed": principle_seed if refine else None,
+        "principle_seed": _principle_seed(config, seed) if refine else None,
         "constitution": context.constitution.name if refine else None,
         "constitution_digest": context.constitution.digest if refine else None,
         "critic_model": context.fleet.info("critic").model if refine else None,
@@ -178,14 +177,21 @@ async def _refined(
         response.text,
         constitution=context.fleet.constitution("critic"),
         rounds=config.rounds,
-        principle_seed=derive_seed(seed, "principles"),
+        draw=config.principles,
+        principle_seed=_principle_seed(config, seed),
         skip_critique=config.skip_critique,
+        skip_questions=config.skip_questions,
         not_needed_below=config.not_needed_below,
         min_option_mass=config.min_option_mass,
         sampling=rows.sampling(config.critic, derive_seed(seed, "critic")),
     )
     async with aclosing(rounds):
         return [made async for made in rounds]
+
+
+def _principle_seed(config: RevisionsConfig, seed: int) -> int | None:
+    """None where principles are not drawn."""
+    return None if config.principles == "priority" else derive_seed(seed, "principles")
 
 
 def _worst(responses: list[Outcome], rounds: list[RefinedRound]) -> str:

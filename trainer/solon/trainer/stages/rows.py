@@ -80,6 +80,15 @@ def refined(made: RefinedRound) -> Row:
         "round": made.round,
         "principle_id": made.principle_id,
         "assessment": None if made.assessment is None else assessment(made.assessment),
+        "answers": [
+            {
+                "number": answer.number,
+                "question": answer.question,
+                "answer": completion(answer.answer),
+                "outcome": answer.outcome.value,
+            }
+            for answer in made.answers
+        ],
         "critique": None if made.critique is None else completion(made.critique),
         "critique_outcome": made.critique_outcome and made.critique_outcome.value,
         "revision": None if made.revision is None else completion(made.revision),

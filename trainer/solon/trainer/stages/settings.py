@@ -34,8 +34,14 @@ class RevisionsConfig(Settings):
 
     rounds: int = Field(default=4, ge=1, le=8)
     """Rounds of critique and revision for every red-team prompt, 1 to 8. The paper's is 4."""
+    principles: Literal["anew", "once", "priority"] = "anew"
+    """How the rounds' principles are chosen: drawn ``anew`` for every round with odds by weight
+    (the paper's), so drawn but none twice (``once``), or one a round in the order of their
+    ``priority`` in the constitution, the same for every prompt (``priority``)."""
     skip_critique: bool = False
     """Revise without critiques (section 3.5 of the paper)."""
+    skip_questions: bool = False
+    """Write critiques at once, even by principles that have questions to be answered first."""
     not_needed_below: Share | None = None
     """Stop early: a round is not made when the critic gives the response less than this
     probability of breaking the round's principle, 0 to 1, by log-probability. None: every round is
