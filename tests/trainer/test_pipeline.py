@@ -20,7 +20,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from solon.constitution import Constitution, Principle, dump, load, resolve
 from solon.serving.tokens import Scope, line_of
 from solon.trainer.cli import main
+from solon.trainer.config import load_config
 from solon.trainer.schemas import PREFERENCES, REVISIONS
+from solon.trainer.session import open_session
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
 from tests.conftest import Spans
@@ -420,3 +422,16 @@ def test_services_that_the_run_starts_may_be_killed_in_the_middle(
 def children_of(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in listed.split()]
+
+
+def test_services_make_room_for_training_and_come_back(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = [f"services.{role}={{engine: scripted}}" for role in ROLES]
+    stages = ["stages=[revisions, sft, preferences]", "services.release_for_training=true"]
+    with open_session(load_config(str(config), [*here, *stages]), resume=False):
+        pretend_trained(tmp_path / "run", "sft")
+    (tmp_path / "run" / "state.json").unlink()  # the model is there, its stage is not done
+    assert main(["run", str(config), *here, *stages, "--resume"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("services:")]
+    assert told == ["services: critic, policy", "services: judge, policy"]

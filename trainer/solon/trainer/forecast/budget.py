@@ -233,9 +233,13 @@ class _Planner:
         """As of a reward model, and a frozen reference unless it is the policy without adapter."""
         config, model = self._config.dpo, self._models.get("base_for_sft")
         parts = self._pairs_parts(training, config)
-        if model is not None and config.lora is None:
-            parts["reference"] = model.parameters * learning(model, config).compute
-        return parts
+        if model is None:
+            return parts
+        how = learning(model, config)
+        if config.lora is None:
+            parts["reference"] = model.parameters * how.compute
+        tokens = 2 * config.micro_batch_size * training.longest
+        return parts | {"logits": memory.logits(model, tokens, how)}
 
     def _rl_parts(self, training: Training) -> dict[str, int]:
         """The policy learns, perhaps the values too; reference and reward model do not.
@@ -310,7 +314,7 @@ class _Planner:
             # and the reference's pass
             "rl": _passes(self._config.dpo) + 1.0,
         }[one.stage]
-        return training_seconds(gpu, 1, parameters=size, tokens=one.tokens, passes=passes)
+        return training_seconds(gpu, parameters=size, tokens=one.tokens, passes=passes)
 
     def _rl_time(self, one: Training, gpu: Accelerator, model: Model) -> float:
         config = self._config.rl
@@ -327,11 +331,10 @@ class _Planner:
             together=rows,
         )
         # the reference's, the reward model's and the values' passes over each episode
-        scoring = training_seconds(gpu, 1, parameters=model.parameters, tokens=once, passes=3)
+        scoring = training_seconds(gpu, parameters=model.parameters, tokens=once, passes=3)
         learners = 2 if _has_value_trunk(config) else 1
         updates = training_seconds(
             gpu,
-            1,
             parameters=model.parameters,
             tokens=one.tokens,
             passes=learners * _passes(config),

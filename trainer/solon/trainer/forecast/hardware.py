@@ -91,22 +91,19 @@ def _device(name: str, mebibytes: str) -> Accelerator:
     return Accelerator(name=name.strip(), memory=memory, flops=near.flops, bandwidth=near.bandwidth)
 
 
-def training_seconds(
-    device: Accelerator, devices: int, *, parameters: int, tokens: int, passes: float
-) -> float:
+def training_seconds(device: Accelerator, *, parameters: int, tokens: int, passes: float) -> float:
     """Seconds of forward and backward passes: 2 FLOP a parameter, token and pass.
 
     Source: Kaplan et al. 2020 (2001.08361), section 2.1.
 
     Args:
         device: On which.
-        devices: How many of them work at once, >= 1.
         parameters: Of the network.
         tokens: That go through it.
         passes: 1 is a forward pass, 3 is one with its backward pass; 4 if activations are computed
             again.
     """
-    return 2 * parameters * tokens * passes / (device.flops * UTILISATION * devices)
+    return 2 * parameters * tokens * passes / (device.flops * UTILISATION)
 
 
 def generation_seconds(
@@ -133,6 +130,6 @@ def generation_seconds(
         completion_tokens: In all.
         together: Sequences in one batch, >= 1.
     """
-    reading = training_seconds(device, 1, parameters=parameters, tokens=prompt_tokens, passes=1)
+    reading = training_seconds(device, parameters=parameters, tokens=prompt_tokens, passes=1)
     step = (weight_bytes + cache_bytes) / (device.bandwidth * BANDWIDTH_SHARE)
     return reading + completion_tokens / together * step

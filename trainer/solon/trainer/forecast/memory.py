@@ -37,8 +37,6 @@ class Learning:
     """Bytes of a number in a forward pass, and of a frozen parameter: 2 or 4."""
     checkpointing: bool
     """Whether activations are computed again in the backward pass."""
-    processes: int = 1
-    """Over which weights, gradients and moments are sharded."""
 
 
 def key_value_bytes(model: Model, tokens: int, element: int) -> int:
@@ -57,9 +55,7 @@ def forward_bytes(model: Model, tokens: int, element: int) -> int:
     return tokens * element * (2 * model.intermediate + 4 * model.hidden)
 
 
-def serving(
-    model: Model, *, element: int, cached_tokens: int, rows: int, cache_element: int | None = None
-) -> Parts:
+def serving(model: Model, *, element: int, cached_tokens: int, rows: int) -> Parts:
     """A service's model, its cache, and a forward pass.
 
     Args:
@@ -67,11 +63,10 @@ def serving(
         element: Bytes of a number: 2 in bfloat16, 4 in float32.
         cached_tokens: Tokens of all sequences that are in the cache at once.
         rows: Sequences in a batch.
-        cache_element: Of a number in the cache; None: as ``element``.
     """
     return {
         "weights": model.parameters * element,
-        "cache": key_value_bytes(model, cached_tokens, cache_element or element),
+        "cache": key_value_bytes(model, cached_tokens, element),
         "forward pass": forward_bytes(model, PREFILL_TOKENS, element)
         + 2 * rows * model.vocabulary * _FLOAT,
         "runtime": RUNTIME,
@@ -81,17 +76,15 @@ def serving(
 def learning_weights(how: Learning) -> Parts:
     """Weights, gradients and moments, with mixed precision's copies.
 
-    Source: Rajbhandari et al. 2020 (1910.02054), section 3.1, for what AdamW needs, and section 5
-    for its sharding over processes. Autocast keeps a copy of each weight in the compute format for
-    the length of a step.
+    Source: Rajbhandari et al. 2020 (1910.02054), section 3.1, for what AdamW needs. Autocast keeps
+    a copy of each weight in the compute format for the length of a step.
     """
     copies = how.trainable * how.compute if how.compute < _FLOAT else 0
-    whole = {
+    return {
         "weights": how.frozen * how.compute + how.trainable * _FLOAT + copies,
         "gradients": how.trainable * _FLOAT,
         "optimiser": how.trainable * _ADAM,
     }
-    return {name: size // how.processes for name, size in whole.items()}
 
 
 def activations(model: Model, tokens: int, how: Learning) -> int:
@@ -112,14 +105,6 @@ def activations(model: Model, tokens: int, how: Learning) -> int:
     if how.checkpointing:
         return tokens * (model.layers * how.compute * model.hidden + layer)
     return tokens * model.layers * layer
-
-
-def gathered(model: Model, how: Learning) -> int:
-    """Two layers' weights, whole, while a sharded model computes (Zhao et al. 2023, 2304.11277)."""
-    if how.processes == 1:
-        return 0
-    outside = 2 * model.vocabulary * model.hidden
-    return 2 * (model.parameters - outside) // max(1, model.layers) * how.compute
 
 
 def logits(model: Model, tokens: int, how: Learning) -> int:
