@@ -208,6 +208,14 @@ BROKEN = [
         ["prompts.red_team[0]:", "sandbox:sounds_dangerous", "'sandbox:evil'"],
     ),
     (
+        "prompts: {red_team: [{source: a.csv, where: {label: }}]}\n",
+        ["prompts.red_team[0].where", "expected a text, a number or a truth", "got None"],
+    ),
+    (
+        "prompts: {rl: [{source: 'sandbox:benign', count: 3, where: {label: safe}}]}\n",
+        ["prompts.rl[0]", "where", "are of files", "remove them"],
+    ),
+    (
         "evaluate: {ground_truth: sandbox}\nprompts: {evaluation: {harmful: [x.txt]}}\n",
         ["prompts.evaluation.harmful", "evaluate.ground_truth=null"],
     ),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from solon.trainer import calls, constitutions, prompt_commands
+from solon.trainer import calls, constitutions, generate_command, prompt_commands
 
 if TYPE_CHECKING:
     from solon.trainer.config import RunConfig
@@ -326,7 +326,7 @@ def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
 
 def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
     if options.command in _WITHOUT_RUN:
-        kept = "; " + prompt_commands.ON_INTERRUPTION if "samples" in options else ""
+        kept = "; " + generate_command.ON_INTERRUPTION if "samples" in options else ""
         return f"solon: {why}{kept}"
     where = f" --run {options.run}" if options.run else ""
     where += "".join(f" --reuse {run}" for run in getattr(options, "reuse", ()))

@@ -10,17 +10,15 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from solon.trainer.settings import Settings
 
 
-def _texts(value: Any) -> Any:
+def _texts(value: Any) -> list[str]:
     """One value is a list of one; numbers and truths as files spell them."""
     values = value if isinstance(value, list | tuple) else [value]
-    return [
-        str(one).lower() if isinstance(one, bool) else str(one)
-        for one in values
-        if isinstance(one, str | int | float)
-    ]
+    if not values or not all(isinstance(one, str | int | float) for one in values):
+        raise ValueError(f"expected a text, a number or a truth, or a list of them, got {value!r}")
+    return [str(one).lower() if isinstance(one, bool) else str(one) for one in values]
 
 
-Texts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_texts)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 """One text or more."""
 
 SANDBOX = "sandbox:"
