@@ -198,6 +198,7 @@ def test_every_problem_is_told_at_once_with_its_key(
         "models.judge=no-such-house/no-such-model",
         "prompts.red_team=[/no/such.txt]",
         "preferences.principles=99",
+        "sft.lora={target_modules: [nowhere]}",
         "services.policy.address=127.0.0.1:1",
         "services.start_timeout=0.2",
     ]
@@ -207,7 +208,8 @@ def test_every_problem_is_told_at_once_with_its_key(
         assert key in told
     for key in ("preferences.principles: expected 1 to", "services.policy.address: the policy"):
         assert key in told
-    assert len(found["problems"]) == 4
+    assert "sft.lora.target_modules: expected all-linear or" in told
+    assert len(found["problems"]) == 5
     assert "models.judge: 'no-such-house/no-such-model' is not in the" in "".join(found["notes"])
 
 

@@ -24,6 +24,7 @@ from solon.trainer.plan import advice, input_problems, try_prompts
 from solon.trainer.prompts import PromptSet
 from solon.trainer.roster import Place, roster
 from solon.trainer.state import Stage
+from solon.trainer.training import LoraSettings
 
 _BASE = "base_for_sft"
 """Stands among the places for the model that training starts from."""
@@ -80,6 +81,7 @@ async def dry_run(config: RunConfig, gpus: Sequence[Accelerator], *, resume: boo
     found = _found(config, places)
     models = _models(found, problems)
     prompts, unread = try_prompts(config, stages)
+    problems += _untargeted(config, models)
     problems += unread
     work = estimated = None
     if constitution is not None and not unread:
@@ -192,6 +194,21 @@ def _too_long(config: RunConfig, work: Workload, models: Mapping[str, Model]) ->
     return problems
 
 
+def _untargeted(config: RunConfig, models: Mapping[str, Model]) -> list[str]:
+    """Adapters on layers that the model does not have."""
+    base, problems = models.get(_BASE), []
+    for key in ("sft", "reward", "rl", "dpo") if base is not None else ():
+        lora: LoraSettings | None = getattr(config, key).lora
+        if lora is None or lora.target_modules == "all-linear" or base is None:
+            continue
+        if not base.adapted(lora.rank, lora.target_modules):
+            problems.append(
+                f"{key}.lora.target_modules: expected all-linear or the names of layers of "
+                f"models.{_BASE} ({base.name!r}), got {lora.target_modules!r}"
+            )
+    return problems
+
+
 def _machine(found: Budget) -> str:
     stage, needed = found.most(0) if found.uses else (None, 0)
     has = surroundings.machine_memory()
@@ -206,10 +223,12 @@ def _written(config: RunConfig, models: Mapping[str, Model], work: Workload | No
     base = models.get(_BASE)
     sizes, checkpoints = 0, 0
     for stage in config.stages if base is not None else ():
-        settings = {"sft": config.sft, "reward": config.reward, "rl": config.rl}.get(stage)
+        rl = config.dpo if config.rl.algorithm == "dpo" else config.rl
+        settings = {"sft": config.sft, "reward": config.reward, "rl": rl}.get(stage)
         if settings is not None and base is not None:
             how = learning(base, settings)
-            sizes += base.parameters * how.compute
+            published = 2 if stage == "reward" and config.reward.test_model else 1
+            sizes += published * base.parameters * how.compute
             networks = 2 if stage == "rl" and config.rl.has_value_network else 1
             checkpoints = max(checkpoints, networks * how.trainable * _LEARNED * _CHECKPOINTS)
     tokens = 0
