@@ -19,7 +19,8 @@ from solon.trainer.forecast.hardware import GIB, KNOWN, generation_seconds, trai
 from solon.trainer.forecast.lengths import Tokens
 from solon.trainer.forecast.memory import Learning
 from solon.trainer.forecast.models import Model, describe, find
-from solon.trainer.state import STAGES
+from solon.trainer.state import STAGES, RunState
+from solon.trainer.store import RunDirectory
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -213,13 +214,26 @@ def test_every_problem_is_told_at_once_with_its_key(
     assert "models.judge: 'no-such-house/no-such-model' is not in the" in "".join(found["notes"])
 
 
+def test_what_is_not_known_is_not_said_to_be_well(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*plan, "models.judge=no-such-house/no-such-model"]) == 0
+    said = capsys.readouterr().out
+    assert "not estimated: models.judge: memory and time of 'no-such-house/no-such-model'" in said
+    assert "No problem was found in what could be looked at" in said
+    assert "All is well" not in said
+
+
 def test_a_run_that_is_there_is_a_problem_unless_it_is_gone_on_with(
     plan: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("anything")
     assert "add --resume" in dry(capsys, *plan, code=2)["problems"][0]
-    assert dry(capsys, *plan, "--resume")["problems"] == []
+    RunState(RunDirectory(str(tmp_path / "run"))).finish("revisions", 1234.0, {})
+    found = dry(capsys, *plan, "--resume")
+    assert found["problems"] == []
+    assert "revisions: done before, in 1,234 s" in found["notes"]
 
 
 def test_a_model_is_whole_or_a_problem(

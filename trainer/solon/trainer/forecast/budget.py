@@ -145,7 +145,10 @@ class _Planner:
     def _service_use(self, stage: Stage, place: Place) -> Iterator[Use]:
         service = place.service
         model = self._models.get(place.name)
-        if service.address is not None or service.engine == "scripted" or model is None:
+        if service.address is not None or service.engine == "scripted":
+            return
+        if model is None:
+            self._not_here(place.model_key, place.model)
             return
         if service.engine not in ("transformers", "vllm"):
             self.unknown.append(
@@ -186,6 +189,9 @@ class _Planner:
         is_half = service.dtype == "bfloat16" or (service.dtype == "auto" and bool(self._gpus))
         return 2 if is_half else 4
 
+    def _not_here(self, key: str, name: str) -> None:
+        self.unknown.append(f"{key}: memory and time of {name!r}, which is not on this machine")
+
     def _training_uses(self, training: Training) -> Iterator[Use]:
         parts: dict[str, int] = {
             "sft": self._sft_parts,
@@ -193,6 +199,7 @@ class _Planner:
             "rl": self._dpo_parts if self._config.rl.algorithm == "dpo" else self._rl_parts,
         }[training.stage](training)
         if not parts:
+            self._not_here("models.base_for_sft", self._config.models.base_for_sft)
             return
         runtime = {"runtime": memory.RUNTIME} if self._gpus else {}
         apart = self._config.services.reward_device if training.stage == "rl" else None

@@ -96,6 +96,7 @@ async def dry_run(config: RunConfig, gpus: Sequence[Accelerator], *, resume: boo
     seen = [
         await surroundings.services(config, places),
         surroundings.run_directory(config, needed=_written(config, models, work), resume=resume),
+        surroundings.done_before(config),
         surroundings.downloads({key: one for _, key, one in found}, sizes),
     ]
     return DryRun(

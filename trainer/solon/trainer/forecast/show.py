@@ -43,8 +43,14 @@ def show(found: DryRun, console: Console) -> None:
         _show_time(found, console)
     for note in found.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    if not found.problems:
-        console.print("All is well: nothing was started.")
+    if found.problems:
+        return
+    is_known = found.budget is not None and not found.budget.unknown
+    console.print(
+        "All is well: nothing was started."
+        if is_known
+        else "No problem was found in what could be looked at; nothing was started."
+    )
 
 
 def _calls(found: DryRun) -> Table:

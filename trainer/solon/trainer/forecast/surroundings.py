@@ -19,6 +19,7 @@ from solon.trainer.forecast.hardware import GIB
 from solon.trainer.forecast.models import Found
 from solon.trainer.roster import Place
 from solon.trainer.session import check_place
+from solon.trainer.state import STAGES, RunState
 from solon.trainer.store import RunDirectory
 
 _PATIENCE = 5.0
@@ -94,6 +95,18 @@ def run_directory(config: RunConfig, *, needed: int, resume: bool) -> Seen:
             f"{free / GIB:.1f} GiB free: free some space, or choose another with --run"
         )
     return Seen(facts=facts, problems=tuple(problems))
+
+
+def done_before(config: RunConfig) -> Seen:
+    """Stages of a run that are done, and how long they really took: what is left is shorter."""
+    assert config.run_dir is not None, "load_config sets it"
+    try:
+        state = RunState(RunDirectory(config.run_dir))
+    except (RunDirectoryError, StoreError) as error:
+        return Seen(facts={}, problems=(str(error),))
+    done = [stage for stage in STAGES if state.is_done(stage)]
+    notes = [f"{stage}: done before, in {state.seconds(stage):,.0f} s" for stage in done]
+    return Seen(facts={}, notes=tuple(notes))
 
 
 def downloads(found: Mapping[str, Found], sizes: Mapping[str, int]) -> Seen:
