@@ -276,6 +276,7 @@ REQUESTS: Mapping[str, Sequence[Message]] = {
             constitution=_NAMED,
             principles=_DRAWN,
             order_mode=judge_pb2.ORDER_MODE_AS_GIVEN,
+            pair_mode=judge_pb2.PAIR_MODE_FEWEST,
         ),
     ),
     "solon.v1.ControlService.GetServerInfo": (control_pb2.GetServerInfoRequest(),),

@@ -223,6 +223,8 @@ async def test_only_chains_of_thought_are_clamped() -> None:
     [
         "",
         " \n",
+        "(A)",
+        "(B) (B) (A). 42!?",
         Said("A 0.9", FinishReason.LENGTH),
         Said("A 0.9", FinishReason.ABORT),
     ],
@@ -330,6 +332,19 @@ async def test_a_ranking_finds_the_order_and_the_distances() -> None:
     assert ranking.ranking[0].win_rate == pytest.approx((better + best) / 2)
     assert len(engine.scored) == 1
     assert ranking.usage.model_calls == 12
+
+
+async def test_a_ranking_may_compare_only_as_many_pairs_as_settle_it() -> None:
+    engine = FunctionEngine(logprob=by_quality)
+    said = ["-1", "1.5", "-0.5", "0.75", "3", "-2"]
+    ranking = await Judge(engine).rank(question(), said, Manner(), every_pair=False)
+    assert [place.index for place in ranking.ranking] == [4, 1, 3, 2, 0, 5]
+    whole = await Judge(engine).rank(question(), said, Manner())
+    assert [p.strength for p in ranking.ranking] == pytest.approx(
+        [p.strength for p in whole.ranking]
+    )
+    # a chain, then those neighbours of the order that were not in it
+    assert (len(ranking.pairs), len(whole.pairs)) == (9, 15)
 
 
 async def test_a_response_without_a_verdict_comes_last_without_a_strength() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from solon.judge.ranking import Win, strengths
+from solon.judge.ranking import Win, strengths, unsettled
 
 PAIRS_OF_SIX = list(itertools.combinations(range(6), 2))
 
@@ -95,3 +97,50 @@ def test_comparisons_that_are_sure_and_contradict_each_other_solve_the_equations
         won = sum(p if i == a else 1 - p for a, b, p in wins if i in (a, b))
         expected = sum(1 / (1 + math.exp(found[j] - found[i])) for j in range(6) if j != i)
         assert expected == pytest.approx(won, abs=1e-7)
+
+
+def settle(count: int, judge: Callable[[int, int], float | None]) -> dict[Any, float | None]:
+    """Compare what is unsettled until nothing is."""
+    known: dict[tuple[int, int], float | None] = {}
+    while todo := unsettled(count, known):
+        assert not known.keys() & set(todo)
+        known |= {(a, b): judge(a, b) for a, b in todo}
+    return known
+
+
+def ordered(count: int, known: dict[Any, float | None]) -> list[int]:
+    found = strengths(count, [Win(a, b, p) for (a, b), p in known.items() if p is not None])
+    return sorted(range(count), key=lambda i: -(found[i] or 0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_order_without_contradictions_is_found_with_few_comparisons(seed: int) -> None:
+    dice = random.Random(seed)
+    true = [dice.gauss(0, 2) for _ in range(16)]
+    right = sorted(range(16), key=lambda i: -true[i])
+    soft = settle(16, lambda a, b: 1 / (1 + math.exp(true[b] - true[a])))
+    assert ordered(16, soft) == right
+    assert len(soft) <= 30
+    # one that is always sure says nothing of distances, so that more has to be asked
+    hard = settle(16, lambda a, b: float(true[a] > true[b]))
+    assert ordered(16, hard) == right
+    assert len(hard) < 100
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_judge_that_contradicts_itself_comes_to_an_end_with_all_neighbours_compared(
+    seed: int,
+) -> None:
+    dice = random.Random(seed)
+    known = settle(9, lambda a, b: dice.choice([dice.random(), dice.random(), None]))
+    decided = [Win(a, b, p) for (a, b), p in known.items() if p is not None]
+    found = strengths(9, decided)
+    order = sorted(range(9), key=lambda i: (found[i] is None, -(found[i] or 0), i))
+    assert all((min(pair), max(pair)) in known for pair in itertools.pairwise(order))
+
+
+def test_what_verdicts_do_not_connect_is_compared_with_everything() -> None:
+    known = settle(5, lambda a, b: None if 2 in (a, b) else 0.9)
+    assert {pair for pair in known if 2 in pair} == {(0, 2), (1, 2), (2, 3), (2, 4)}
+    assert ordered(5, known)[0] == 0
+    assert len(settle(4, lambda a, b: None)) == 6

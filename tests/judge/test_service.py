@@ -190,6 +190,16 @@ async def test_a_ranking_is_told_with_what_it_rests_on(
     assert sum(place.strength for place in response.ranking) == pytest.approx(0)
     assert [(p.index_a, p.index_b) for p in response.pairs] == [(0, 1), (0, 2), (1, 2)]
     assert [p.probability_a for p in response.pairs] == pytest.approx([0.25, 0.25, 0.75])
+    fewest = await stub.Rank(
+        judge_pb2.RankRequest(
+            conversation=ASKED,
+            responses=["Gladly, at once.", "Gladly.", "No."],
+            constitution=NAMED,
+            pair_mode=judge_pb2.PAIR_MODE_FEWEST,
+        )
+    )
+    assert [place.index for place in fewest.ranking] == [0, 1, 2]
+    assert [(p.index_a, p.index_b) for p in fewest.pairs] == [(0, 1), (1, 2)]
 
 
 async def test_an_engine_without_logprobs_cannot_judge(

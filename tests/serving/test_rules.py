@@ -305,6 +305,7 @@ BROKEN: list[tuple[Callable[[], Any], str, Any, str | None]] = [
       for mass in (-0.1, 1.1, math.nan)),
     (compare, "order_mode", 99, None),
     (rank, "order_mode", 99, None),
+    (rank, "pair_mode", 99, None),
     (compare, "chain_of_thought.chains", 0, None),
     (compare, "chain_of_thought.chains", 17, None),
     (compare, "chain_of_thought.clamp", -0.1, None),

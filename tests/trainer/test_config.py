@@ -188,6 +188,10 @@ BROKEN = [
         ["services.panel.c: expected a judge of preferences.panel.judges, which are a, b"],
     ),
     (
+        "preferences: {selection: best_worst}\n",
+        ["preferences: selection: best_worst ranks three responses or more", "now 2"],
+    ),
+    (
         "preferences: {given: {share: 0.4}}\n",
         ["preferences.given.share is 0.4", "prompts.comparisons has 0 sources"],
     ),

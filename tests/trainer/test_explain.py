@@ -127,6 +127,7 @@ def compared(name: str) -> dict[str, Any]:
         ],
         "identical": 0,
         "policy": POLICY,
+        "ranking": [{"response": 1, "strength": 0.5}, {"response": 0, "strength": None}],
         "comparisons": [pair(0, 1)],
         "judge_model": "the-judge",
         "judge_settings": {
@@ -218,6 +219,7 @@ def test_people_see_each_round_each_order_and_what_came_of_it(
         "revision: I would rather not. [made]",
         "something to criticise: P = 0.0625 [Yes -2.750, No -0.062]",
         "revision: not needed: the response stands",
+        "ranked 1: response 1 [strength 0.5000]",
         "P(A) = 0.2500",
         "0.6250",
         "0.1250",

@@ -117,6 +117,13 @@ def test_the_most_different_responses_are_compared_first() -> None:
     assert [(p.a, p.b) for p in choose(made, config, seed=0)] == [(0, 2)]
 
 
+def test_a_ranking_is_compared_from_its_ends() -> None:
+    made = responses("a", "b", "c", "d", "e")
+    config = PreferencesConfig(responses=5, pairs=3, selection="best_worst")
+    chosen = choose(made, config, seed=0, ranking=[3, 0, 4, 2, 1])
+    assert [(pair.a, pair.b) for pair in chosen] == [(1, 3), (0, 2)]
+
+
 def test_another_pair_takes_the_place_of_one_that_is_left_out_which_stays_on_record() -> None:
     made = responses("ha " * 20, "to be", "or not", "that is")
     config = PreferencesConfig(responses=4, pairs=3)

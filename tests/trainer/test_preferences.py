@@ -182,6 +182,21 @@ def test_a_stage_whose_filters_leave_out_too_much_fails_and_says_which(
     assert {pair["weight_version"] for pair in comparisons(run)} == {None}
 
 
+def test_the_best_and_the_worst_of_a_ranking_are_compared(
+    config: Path, tmp_path: Path, judge: Judge
+) -> None:
+    ends = ["preferences.selection=best_worst", "preferences.pairs=1", "preferences.responses=4"]
+    run = prepared(config, tmp_path / "run", few(config), judge(SIDES), *ends)
+    assert main(["preferences", str(run)]) == 0
+    for row in records(run, "preferences", PREFERENCES):
+        order = [one["response"] for one in row["ranking"]]
+        assert sorted(order) == [0, 1, 2, 3]
+        strengths = [one["strength"] for one in row["ranking"]]
+        assert strengths == sorted(strengths, reverse=True)
+        [pair] = row["comparisons"]
+        assert {pair["a"], pair["b"]} == {order[0], order[-1]}
+
+
 def test_revisions_are_pairs_too_and_need_neither_an_sl_model_nor_a_generation(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ from solon.trainer.stages.modeling import (
     load_tokenizer,
     stop_ids,
 )
+from solon.trainer.stages.pairs import target
 from solon.trainer.stages.reward import soft_preference_loss, train_reward
 from solon.trainer.stages.sft import train_sft
 from solon.trainer.training import RewardConfig, SftConfig
@@ -317,3 +318,8 @@ def test_a_base_model_without_a_chat_format_takes_another_models(
     vocabulary.write_text(vocabulary.read_text().replace('"flour"', '"flower"'))
     with pytest.raises(ConfigError, match=r"sft.chat_format: expected models with the same voc"):
         train(other, base_model)
+
+
+def test_hard_labels_are_rounded_and_a_tie_is_nobodys_win() -> None:
+    assert [target(p, soft=False) for p in (0.2, 0.5, 0.51)] == [0.0, 0.5, 1.0]
+    assert target(0.2, soft=True) == 0.2

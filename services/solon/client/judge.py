@@ -128,11 +128,12 @@ class JudgeClient(ServiceClient):
         sample: PrincipleSample | None = None,
         both_orders: bool = True,
         min_option_mass: float | None = None,
+        every_pair: bool = True,
         weight_version: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Ranking:
-        """Order 2 to 16 responses by comparing every pair (Bradley-Terry strengths).
+        """Order 2 to 16 responses by comparing pairs (Bradley-Terry strengths).
 
         Args:
             conversation: What was asked; ends with the user.
@@ -142,6 +143,8 @@ class JudgeClient(ServiceClient):
             sample: A weighted draw of so many.
             both_orders: Show every pair in both orders and average.
             min_option_mass: As in ``compare``.
+            every_pair: Compare every pair; else as few as settle the order: from k - 1 to 2 (k - 1)
+                where the probabilities fit one another.
             weight_version: Refuse to be answered by any other weights.
             request_id: Names the request in logs. None: a random one.
             timeout: Deadline of one attempt, seconds. None: the client's.
@@ -158,6 +161,7 @@ class JudgeClient(ServiceClient):
             principles=requests.many_principles(principle_ids, sample),
             order_mode=requests.order_mode(both_orders),
             min_option_mass=min_option_mass,
+            pair_mode=requests.pair_mode(every_pair),
             weight_version=requests.text("weight_version", weight_version),
         )
         method = self._stub.Rank

@@ -162,6 +162,11 @@ def order_mode(both_orders: bool) -> judge_pb2.OrderMode.ValueType:
     return judge_pb2.ORDER_MODE_BOTH if both_orders else judge_pb2.ORDER_MODE_AS_GIVEN
 
 
+def pair_mode(every_pair: bool) -> judge_pb2.PairMode.ValueType:
+    """Which pairs of responses a ranking compares."""
+    return judge_pb2.PAIR_MODE_EVERY if every_pair else judge_pb2.PAIR_MODE_FEWEST
+
+
 def chain_of_thought_message(thought: ChainOfThought | None) -> judge_pb2.ChainOfThought | None:
     """The chain of thought; fields that are None stay unset."""
     if thought is None:

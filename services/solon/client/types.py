@@ -53,7 +53,7 @@ class NoVerdictReason(StrEnum):
     NOT_FINITE = "not_finite"
     """A log-probability was not a finite number."""
     UNREADABLE_ANSWER = "unreadable_answer"
-    """A chain of thought ended without a readable answer."""
+    """A chain of thought was cut short, or had no words but an answer: none follows from it."""
     NO_PRINCIPLE = "no_principle"
     """No principle gave a verdict."""
 

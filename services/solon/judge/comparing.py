@@ -143,8 +143,14 @@ async def _read_after_chains(
 
 
 def _is_whole(chain: Generation) -> bool:
-    """Whether the model ended its reasoning itself: from half a chain no answer follows."""
-    return chain.finish_reason is FinishReason.STOP and bool(chain.text.strip())
+    """Whether the model reasoned, and ended it itself: from half a chain no answer follows.
+
+    One that says nothing, or nothing but an answer, has given no reason for any.
+    """
+    left = chain.text
+    for option in _OPTIONS:
+        left = left.replace(option, "")
+    return chain.finish_reason is FinishReason.STOP and any(map(str.isalpha, left))
 
 
 def _chain_sampling(thought: ChainOfThought, showing: _Showing, chain: int) -> Sampling:

@@ -7,9 +7,9 @@ Method: Bai et al. 2022 (arXiv 2212.08073), section 4.1: the normalised probabil
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 
 from solon.constitution import Principle
 from solon.constitution.prompts import score_prompt
@@ -17,6 +17,7 @@ from solon.engine.base import Engine
 from solon.judge import verdicts
 from solon.judge.comparing import compare_pairs
 from solon.judge.questions import Manner, Question
+from solon.judge.ranking import unsettled
 from solon.judge.verdicts import (
     Comparison,
     PairVerdict,
@@ -109,23 +110,36 @@ class Judge:
         responses: Sequence[str],
         manner: Manner,
         *,
+        every_pair: bool = True,
         weight_version: str | None = None,
     ) -> Ranking:
-        """Order responses by comparing every pair.
+        """Order responses by comparing every pair, or as few as settle it.
+
+        Args:
+            question: What they answer, and by which principles they are compared.
+            responses: 2 or more.
+            manner: How pairs are compared.
+            every_pair: Whether to compare all; else as ``ranking.unsettled`` says.
+            weight_version: Refuse any other weights.
 
         Raises:
             WeightVersionMismatch: The weights are not ``weight_version``.
             EngineError: As ``compare``.
         """
         session = Session(self._engine, weight_version=weight_version)
-        indices = list(itertools.combinations(range(len(responses)), 2))
-        texts = [(responses[a], responses[b]) for a, b in indices]
-        judged = await compare_pairs(session, question, texts, manner)
-        pairs = tuple(
-            _pair(a, b, by_principle) for (a, b), by_principle in zip(indices, judged, strict=True)
-        )
+        count = len(responses)
+        found: dict[tuple[int, int], PairVerdict] = {}
+        todo = list(combinations(range(count), 2)) if every_pair else unsettled(count, {})
+        while todo:
+            texts = [(responses[a], responses[b]) for a, b in todo]
+            judged = await compare_pairs(session, question, texts, manner)
+            for (a, b), by_principle in zip(todo, judged, strict=True):
+                found[a, b] = _pair(a, b, by_principle)
+            known = {pair: verdict.probability_a for pair, verdict in found.items()}
+            todo = [] if every_pair else unsettled(count, known)
+        pairs = tuple(found.values())
         return Ranking(
-            ranking=verdicts.ranked(len(responses), pairs),
+            ranking=verdicts.ranked(count, pairs),
             pairs=pairs,
             weight_version=session.weight_version,
             usage=session.usage,

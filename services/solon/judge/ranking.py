@@ -10,7 +10,8 @@ either side (soft labels). Knows nothing of responses or judges.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 # a certain win would put infinite distance between two strengths
@@ -45,6 +46,42 @@ def strengths(count: int, wins: Sequence[Win]) -> list[float | None]:
         for index, value in _fit(group, shares).items():
             found[index] = value
     return found
+
+
+def unsettled(count: int, known: Mapping[tuple[int, int], float | None]) -> list[tuple[int, int]]:
+    """The pairs to compare next, all at once, to order ``count`` things; none: it is settled.
+
+    An order is settled once every two neighbours in it were compared, and everything is connected
+    by comparisons as far as it can be. The first pairs are a chain; where its probabilities do not
+    contradict one another they give the strengths, and what follows only confirms the order.
+
+    Args:
+        count: Things, >= 2.
+        known: (first, second), first < second -> probability that the first wins; None where the
+            comparison has no verdict.
+    """
+    if not known:
+        return list(pairwise(range(count)))
+    wins = [Win(a, b, p) for (a, b), p in known.items() if p is not None]
+    found = strengths(count, wins)
+    order = sorted(range(count), key=lambda i: (found[i] is None, -(found[i] or 0.0), i))
+    neighbours = {(min(pair), max(pair)) for pair in pairwise(order)} - known.keys()
+    return sorted(neighbours) or _between_groups(count, wins, known)
+
+
+def _between_groups(
+    count: int, wins: Sequence[Win], known: Mapping[tuple[int, int], float | None]
+) -> list[tuple[int, int]]:
+    """Pairs not tried yet of things that no verdicts connect, whose strengths say nothing."""
+    shares: list[dict[int, float]] = [{} for _ in range(count)]
+    for first, second, probability in wins:
+        shares[first][second] = shares[second][first] = probability
+    group = {i: number for number, of in enumerate(_groups(shares)) for i in of}
+    return [
+        (a, b)
+        for a, b in combinations(range(count), 2)
+        if (a, b) not in known and (group.get(a) is None or group.get(a) != group.get(b))
+    ]
 
 
 def _fit(group: Sequence[int], shares: Sequence[dict[int, float]]) -> dict[int, float]:

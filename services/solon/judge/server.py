@@ -83,6 +83,7 @@ class JudgeServicer(judge_pb2_grpc.JudgeServiceServicer):
                 both_orders=_both_orders(request.order_mode),
                 min_option_mass=request.min_option_mass,
             ),
+            every_pair=request.pair_mode != judge_pb2.PAIR_MODE_FEWEST,
             weight_version=convert.weight_version(request),
         )
         return replies.ranking(

@@ -24,7 +24,7 @@ class NoVerdict(Enum):
     NOT_FINITE = "not_finite"
     """A log-probability was not a finite number."""
     UNREADABLE_ANSWER = "unreadable_answer"
-    """A chain of thought was empty or cut short, so that no answer follows from it."""
+    """A chain of thought was cut short, or had no words but an answer: none follows from it."""
     NO_PRINCIPLE = "no_principle"
     """No principle gave a verdict."""
 

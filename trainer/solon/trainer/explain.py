@@ -204,6 +204,9 @@ def _show_preferences(
         how = f"{response['origin']}, temperature {response['temperature']:g}"
         how += f", seed {response['seed']}"
         _say(console, f"response {index}", f"{response['text']}  [{how}]")
+    for place, one in enumerate(compared["ranking"], start=1):
+        strength = "no verdict" if one["strength"] is None else f"strength {one['strength']:.4f}"
+        _say(console, f"ranked {place}", f"response {one['response']}  [{strength}]")
     digest = compared["constitution_digest"][:12]
     _say(
         console,

@@ -204,6 +204,9 @@ JUDGE_SETTINGS = pa.struct(
 )
 """``chains``, ``clamp`` and ``chain_sampling`` are null without chain of thought."""
 
+RANKED = pa.struct([("response", pa.int32()), ("strength", _REAL)])
+"""One of the row's responses in the order of a ranking; ``strength`` is null without a verdict."""
+
 PREFERENCES = pa.schema(
     [
         ("id", _TEXT),
@@ -213,6 +216,7 @@ PREFERENCES = pa.schema(
         ("responses", pa.list_(RESPONSE)),
         ("identical", pa.int32()),
         ("policy", pa.struct(ANSWERED)),
+        ("ranking", pa.list_(RANKED)),
         ("comparisons", pa.list_(COMPARISON)),
         ("constitution", _TEXT),
         ("constitution_digest", _TEXT),
@@ -221,7 +225,8 @@ PREFERENCES = pa.schema(
     ]
 )
 """A row a prompt, whether or not a pair came of it. ``identical``: samples equal to another.
-``policy``: who made the samples; null if there are none."""
+``policy``: who made the samples; null if there are none. ``ranking``: best first; empty unless it
+chose the pairs."""
 
 EVALUATION = pa.schema(
     [

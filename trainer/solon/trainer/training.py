@@ -108,7 +108,8 @@ class RewardConfig(TrainingSettings):
     """The preference model on the judge's labels (Bai et al. 2022, section 4.1)."""
 
     soft_labels: bool = True
-    """Train on the judge's probabilities; false rounds them to 0 or 1 (the paper's ablation)."""
+    """Train on the judge's probabilities; false rounds them to 0 or 1 (the paper's ablation), but
+    for exact ties, which stay 1/2."""
     centering: float = Field(default=0.01, ge=0)
     """Weight of (r_chosen + r_rejected)^2, which keeps rewards near 0 (Eisenstein et al. 2023,
     section 2); 0 is off."""

@@ -291,7 +291,9 @@ class _Counter:
     def preferences(self) -> Iterable[Calls]:
         config = self._config.preferences
         count, revised = self.compared()
-        length = self._lengths["preferences" if count else "red_team"]
+        # without the revisions stage only its records know how long its prompts are
+        key = "preferences" if count or "red_team" not in self._lengths else "red_team"
+        length = self._lengths[key]
         yield self._calls(
             "preferences",
             "policy",
@@ -302,7 +304,9 @@ class _Counter:
         )
         usable = len(self._constitution.for_comparison)
         principles = usable if config.principles == "all" else min(usable, config.principles)
-        most = min(config.pairs, config.responses * (config.responses - 1) // 2)
+        every = config.responses * (config.responses - 1) // 2
+        # a ranking compares all pairs at most, and then the chosen ones anew
+        most = min(config.pairs, every) + every * (config.selection == "best_worst")
         yield self._judge(
             "preferences",
             pairs=count * most + revised,

@@ -138,15 +138,23 @@ def identical(responses: Sequence[Row]) -> int:
     return len(texts) - len(set(texts))
 
 
-def choose(responses: Sequence[Row], config: PreferencesConfig, seed: int) -> list[Pair]:
+def choose(
+    responses: Sequence[Row], config: PreferencesConfig, seed: int, ranking: Sequence[int] = ()
+) -> list[Pair]:
     """The pairs to compare, up to ``config.pairs`` of samples, and those that were left out.
 
-    Of the usable samples, each text once: a seeded draw of all pairs, or the most different first.
-    Beside them the first response against its revision, if there is one.
+    Of the usable samples, each text once: a seeded draw of all pairs, the most different first, or
+    the ends of a ranking. Beside them the first response against its revision, if there is one.
+
+    Args:
+        responses: Rows of ``schemas.RESPONSE``.
+        config: The stage's.
+        seed: Of the draw.
+        ranking: Places of samples, best first; for ``best_worst``.
     """
     chosen: list[Pair] = []
     wanted = config.pairs
-    for a, b in _in_order(responses, config, seed):
+    for a, b in _in_order(responses, config, seed, ranking):
         chosen.append(_pair(responses, a, b, config))
         wanted -= chosen[-1].dropped is None
         if not wanted:
@@ -158,16 +166,25 @@ def choose(responses: Sequence[Row], config: PreferencesConfig, seed: int) -> li
     return chosen
 
 
+def usable_samples(responses: Sequence[Row]) -> list[int]:
+    """Places of the usable samples, of equal ones the first."""
+    return [place for place in _distinct(responses) if is_sample(responses[place])]
+
+
 def _pair(responses: Sequence[Row], a: int, b: int, config: PreferencesConfig) -> Pair:
     dropped = filters.of_texts(responses[a]["text"], responses[b]["text"], config.filters)
     return Pair(a, b, dropped)
 
 
 def _in_order(
-    responses: Sequence[Row], config: PreferencesConfig, seed: int
+    responses: Sequence[Row], config: PreferencesConfig, seed: int, ranking: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    usable = [place for place in _distinct(responses) if is_sample(responses[place])]
-    pairs = list(combinations(usable, 2))
+    if config.selection == "best_worst":
+        half = len(ranking) // 2
+        ends = zip(ranking[:half], reversed(ranking), strict=False)
+        yield from ((min(pair), max(pair)) for pair in ends)
+        return
+    pairs = list(combinations(usable_samples(responses), 2))
     if config.selection == "most_different":
         pairs.sort(
             key=lambda pair: filters.similarity(*(responses[place]["text"] for place in pair))

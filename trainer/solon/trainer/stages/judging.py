@@ -60,6 +60,45 @@ async def compare(
     return rows.panel_comparison(*places, together, models, **seeds)
 
 
+async def rank(
+    fleet: Fleet,
+    config: PreferencesConfig,
+    conversation: Conversation,
+    responses: Sequence[str],
+    *,
+    seed: int,
+    among: Sequence[Principle] = (),
+) -> list[tuple[int, float | None]]:
+    """Have the only judge order responses by as few comparisons as settle it.
+
+    Args:
+        fleet: Has the judge.
+        config: In which manner, by how many principles.
+        conversation: What was asked.
+        responses: 2 to 16.
+        seed: Of the draw of principles.
+        among: As in ``compare``.
+
+    Returns:
+        Place among the responses and strength, best first; no strength without a verdict.
+
+    Raises:
+        SolonError: The call failed.
+    """
+    count = config.principles
+    principle_seed = None if count == "all" else derive_seed(seed, "principles", "rank")
+    made = await fleet.judge().rank(
+        conversation,
+        responses,
+        constitution=fleet.constitution("judge"),
+        both_orders=config.both_orders,
+        min_option_mass=config.min_option_mass,
+        every_pair=False,
+        **_principles(count, principle_seed, among),
+    )
+    return [(one.index, one.strength) for one in made.ranking]
+
+
 def _principles(
     count: int | Literal["all"], seed: int | None, among: Sequence[Principle]
 ) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def without_long(
 
 
 def target(probability: float, *, soft: bool) -> float:
-    """What to train on: the judge's probability, or its rounding to 0 or 1."""
-    return probability if soft else float(probability >= 0.5)
+    """What to train on: the judge's probability, or its rounding to 0 or 1; a tie has no winner."""
+    return probability if soft or probability == 0.5 else float(probability > 0.5)
 
 
 def soft_cross_entropy(logits_B: Tensor, probability_B: Tensor) -> Tensor:

@@ -111,8 +111,11 @@ class PreferencesConfig(Settings):
     """Responses drawn from the SL model for every prompt, 2 to 16."""
     pairs: PositiveInt = 1
     """Most pairs compared for every prompt, 1 or more. Identical responses make no pair."""
-    selection: Literal["random", "most_different"] = "random"
-    """Which pairs: a seeded draw, or those whose words differ most, for more to learn from each."""
+    selection: Literal["random", "most_different", "best_worst"] = "random"
+    """Which pairs: a seeded draw; those whose words differ most; or, of three responses or more,
+    the best and the worst by the judge's ranking, then the second of either end, and so on. The
+    ranking takes further judgements, by the same principles, at once (without chains of thought)
+    and of one judge."""
     sampling: SamplingSettings = SamplingSettings()
     """How the responses are drawn."""
     temperatures: tuple[Temperature, ...] = ()
@@ -153,6 +156,16 @@ class PreferencesConfig(Settings):
             raise ValueError(
                 f"temperatures: expected at most one for each of the {self.responses} responses, "
                 f"got {list(self.temperatures)!r}; raise responses"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_judge_ranks(self) -> PreferencesConfig:
+        if self.selection == "best_worst" and (self.panel is not None or self.responses < 3):
+            raise ValueError(
+                "selection: best_worst ranks three responses or more by one judge: raise "
+                f"responses, now {self.responses!r}, remove panel, or choose random or "
+                "most_different"
             )
         return self
 

@@ -76,7 +76,9 @@ async def _make(context: StageContext, item: Item) -> Record:
     config, prompt = context.config.preferences, item.prompt
     seed = derive_seed(context.config.seed, FOLDER, prompt.id)
     responses, policy = await candidates.responses_of(context, item, seed)
-    pairs = candidates.choose(responses, config, derive_seed(seed, "pairs"))
+    ranking = await _rank(context, prompt, responses, seed)
+    order = [one["response"] for one in ranking if one["strength"] is not None]
+    pairs = candidates.choose(responses, config, derive_seed(seed, "pairs"), order)
     return {
         "id": prompt.id,
         **rows.origin(prompt),
@@ -85,12 +87,32 @@ async def _make(context: StageContext, item: Item) -> Record:
         "responses": responses,
         "identical": candidates.identical(responses),
         "policy": policy,
+        "ranking": ranking,
         "comparisons": [await _compare(context, prompt, responses, pair, seed) for pair in pairs],
         "constitution": context.constitution.name,
         "constitution_digest": context.constitution.digest,
         "judge_model": context.fleet.judge_model,
         "judge_settings": judging.settings(config),
     }
+
+
+async def _rank(
+    context: StageContext, prompt: Prompt, responses: list[rows.Row], seed: int
+) -> list[rows.Row]:
+    """Rows of ``schemas.RANKED``; none unless the ranking is to choose the pairs."""
+    config = context.config.preferences
+    places = candidates.usable_samples(responses)
+    if config.selection != "best_worst" or len(places) < 2:
+        return []
+    ranked = await judging.rank(
+        context.fleet,
+        config,
+        prompt.conversation,
+        [responses[place]["text"] for place in places],
+        seed=seed,
+        among=tagged(context.constitution.for_comparison, prompt.judged_by),
+    )
+    return [{"response": places[index], "strength": strength} for index, strength in ranked]
 
 
 async def _compare(
