@@ -165,6 +165,10 @@ BROKEN = [
     ),
     ("revisions:\n  rounds: many\n", ["revisions.rounds: expected a whole number, got 'many'"]),
     ("rl: {algorithm: dpo, reward: {judge: 1}}\n", ["config.yml:7: rl: reward.judge: expected 0"]),
+    (
+        "evaluate: {snapshots: true}\n",
+        ["evaluate.snapshots: expected false, since rl.snapshots_every keeps none; got true"],
+    ),
     ("rl: {clip: -1}\n", ["config.yml:7: rl.clip: expected greater than 0, got -1"]),
     (
         "services: {judge: {address: 'judge:50051', tls: {key: k.pem}}}\n",

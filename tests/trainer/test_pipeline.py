@@ -323,6 +323,28 @@ def test_without_ground_truth_the_models_are_compared_and_it_is_said(
     }
 
 
+def test_snapshots_of_the_policy_are_measured_against_the_helpful_model(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    wanted = ("evaluate.snapshots=true", "rl.snapshots_every=5")
+    assert main(["revisions", str(config), *wanted]) == 0
+    pretend_trained(run, "sft", "rl")
+    versions = {"rl@1": "rl@1-01", "rl@12": "rl@12-02"}
+    for batch in (1, 12):
+        (run / f"models/rl-snapshots/batch-{batch:06d}").mkdir(parents=True)
+    summary = {"weight_version": "rl-0123456789ab", "snapshots": versions}
+    RunState(RunDirectory(str(run))).finish("rl", 0.0, summary)
+    assert main(["evaluate", str(run)]) == 0
+    found = json.loads((run / "evaluation.json").read_text())["models"]
+    assert list(found) == ["base", "sl", "rl@1", "rl@12", "rl"]
+    assert set(found["rl@1"]) == {"preferred_to_base"}
+    assert set(found["rl"]) == {"preferred_to_base", "preferred_to_sl"}
+    assert "The policy on its way" in capsys.readouterr().out
+    assert main(["evaluate", str(run)]) == 0
+    assert "evaluate: done before" in capsys.readouterr().err
+
+
 def test_a_model_that_was_trained_since_is_evaluated_and_the_others_are_not_again(
     config: Path, tmp_path: Path
 ) -> None:

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from solon.trainer.config import load_run_config
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.snapshots import snapshot_folder
 from solon.trainer.stages.rewards import Sources
-from solon.trainer.stages.rl import snapshot_folder, train_rl
+from solon.trainer.stages.rl import train_rl
 
 
 def train(run: Path, name: str, report: Any, **changes: Any) -> dict[str, float]:

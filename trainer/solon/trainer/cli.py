@@ -310,13 +310,20 @@ async def _stages(
 
 
 def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
-    from solon.trainer.console import judge_sentence, models_table, times_sentence  # noqa: PLC0415
+    from solon.trainer.console import (  # noqa: PLC0415
+        judge_sentence,
+        models_table,
+        snapshots_table,
+        times_sentence,
+    )
     from solon.trainer.stages.evaluate import RESULT_NAME  # noqa: PLC0415
     from solon.trainer.state import STAGES  # noqa: PLC0415
 
     evaluation = pipeline.session.run.read_json(RESULT_NAME)
     if any(evaluation["models"].values()):
         console.result(models_table(evaluation))
+        if (on_its_way := snapshots_table(evaluation)) is not None:
+            console.result(on_its_way)
     console.result(judge_sentence(evaluation))
     console.result(times_sentence({stage: pipeline.state.seconds(stage) for stage in STAGES}))
     root = pipeline.session.run.url

@@ -149,6 +149,14 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _there_are_snapshots_to_measure(self) -> RunConfig:
+        if self.evaluate.snapshots and self.rl.snapshots_every is None:
+            raise ValueError(
+                "evaluate.snapshots: expected false, since rl.snapshots_every keeps none; got true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ground_truth_knows_the_prompts(self) -> RunConfig:
         if self.evaluate.ground_truth is None:
             return self

@@ -24,6 +24,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from solon.trainer.snapshots import is_snapshot
+
 _LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
 _METRICS = {
@@ -141,7 +143,8 @@ class StageProgress:
 
 def models_table(evaluation: Mapping[str, Any]) -> Table:
     """The models by ground truth, or by the judge's preference where there is none."""
-    models: Mapping[str, Mapping[str, Mapping[str, Any]]] = evaluation["models"]
+    measured: Mapping[str, Mapping[str, Mapping[str, Any]]] = evaluation["models"]
+    models = {name: of for name, of in measured.items() if not is_snapshot(name)}
     measures = list(dict.fromkeys(name for of in models.values() for name in of))
     table = Table(title="Held-out prompts", title_justify="left")
     table.add_column("")
@@ -150,6 +153,21 @@ def models_table(evaluation: Mapping[str, Any]) -> Table:
     for name in measures:
         figures = (_rate(of[name]) if name in of else "" for of in models.values())
         table.add_row(name.replace("_", " "), *figures)
+    return table
+
+
+def snapshots_table(evaluation: Mapping[str, Any]) -> Table | None:
+    """The policy on its way, a row a snapshot; None if none was measured."""
+    snapshots = {name: of for name, of in evaluation["models"].items() if is_snapshot(name)}
+    if not snapshots:
+        return None
+    measures = list(dict.fromkeys(name for of in snapshots.values() for name in of))
+    table = Table(title="The policy on its way (rl@batches)", title_justify="left")
+    table.add_column("")
+    for name in measures:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, of in snapshots.items():
+        table.add_row(name, *(_rate(of[measure]) for measure in measures))
     return table
 
 

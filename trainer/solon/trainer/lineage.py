@@ -103,6 +103,7 @@ READS: Mapping[Stage, Reads] = {
             "preferences.chain_of_thought",
             "preferences.panel",
             "evaluate.judge_pairs",
+            "evaluate.snapshots",
         ),
     ),
 }

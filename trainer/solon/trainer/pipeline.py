@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from solon import tracing
-from solon.trainer.config import model_source
 from solon.trainer.console import RunConsole, StageProgress
 from solon.trainer.course import needs, roles, stages_of, together
 from solon.trainer.errors import RunDirectoryError
@@ -29,10 +28,12 @@ from solon.trainer.prompts import PromptSet
 from solon.trainer.reuse import Reuse
 from solon.trainer.schemas import RL_PROMPTS_EXPORT
 from solon.trainer.session import Session
+from solon.trainer.snapshots import snapshot_folders
 from solon.trainer.stages import evaluate, preferences, preflight, revisions
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.state import STAGES, RunState, Stage, StageKey
 from solon.trainer.store import RunDirectory
+from solon.trainer.trained import answering, weights_of
 
 FleetOpener = Callable[[Session, Collection[Role]], AbstractAsyncContextManager[Fleet]]
 """Gives a run the services of these roles for as long as the block lasts."""
@@ -45,8 +46,6 @@ _DATA_STAGES: Mapping[Stage, Callable[[StageContext], Awaitable[Summary]]] = {
 }
 _MODEL_OF: Mapping[Stage, str] = {"sft": "sl", "reward": "reward", "rl": "rl"}
 """Training stage -> the model that it leaves in ``models/``."""
-_TRAINED: tuple[tuple[Stage, str], ...] = (("sft", "sl"), ("rl", "rl"))
-"""Stages that leave a model which answers prompts."""
 
 
 class Pipeline:
@@ -151,9 +150,8 @@ class Pipeline:
             todo.remove("preflight")
         if "evaluate" in stages and "evaluate" not in todo:
             measured = self.state.summary("evaluate").get("models")
-            trained = [model for stage, model in _TRAINED if self.state.is_done(stage)]
             # a model that was trained since then has not been measured
-            if todo or measured != ["base", *trained]:
+            if todo or measured != answering(self._config, self.state):
                 todo.append("evaluate")
         return todo
 
@@ -241,30 +239,29 @@ class Pipeline:
             threads = self._config.services.training_threads
             await run_stage(stage, self._run.local, on_event=on_event, threads=threads, judge=judge)
         version = f"{_MODEL_OF[stage]}-{weights_digest(folder)[:12]}"
-        return {"weight_version": version, "metrics": metrics}
+        summary: Summary = {"weight_version": version, "metrics": metrics}
+        if stage == "rl" and self._config.evaluate.snapshots:
+            summary["snapshots"] = {
+                name: f"{name}-{weights_digest(path)[:12]}"
+                for name, path in snapshot_folders(folder).items()
+            }
+        return summary
 
     def _context(
         self, stage: Stage, prompts: Mapping[str, PromptSet], fleet: Fleet, progress: StageProgress
     ) -> StageContext:
-        wanted = roles(self._config, stage)
+        weights: dict[str, Weights] = {}
+        if "policy" in roles(self._config, stage):
+            weights = weights_of(self._config, self._run, self.state, base=fleet.base_version)
         return StageContext(
             config=self._config,
             run=self._run,
             constitution=self.session.constitution,
             fleet=fleet,
             prompts=prompts,
-            weights=self._weights(fleet.base_version) if "policy" in wanted else {},
+            weights=weights,
             progress=progress,
         )
-
-    def _weights(self, base: str) -> dict[str, Weights]:
-        found = {"base": Weights(version=base, path=model_source(self._config.models.policy))}
-        for stage, model in _TRAINED:
-            if self.state.is_done(stage):
-                version = str(self.state.summary(stage)["weight_version"])
-                folder = self._run.local / "models" / model
-                found[model] = Weights(version=version, path=str(folder))
-        return found
 
 
 @asynccontextmanager

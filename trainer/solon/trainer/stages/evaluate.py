@@ -19,6 +19,7 @@ from solon.trainer.fleet import Weights
 from solon.trainer.prompt_settings import SANDBOX_KINDS
 from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS
+from solon.trainer.snapshots import is_snapshot
 from solon.trainer.stages import judging, rows
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.stages.measures import by_category, of_judge, of_models, of_pairwise
@@ -164,15 +165,25 @@ def _pairs(context: StageContext, responses: Sequence[Record]) -> list[_Pair]:
 
 
 def _pairs_of(context: StageContext, prompt_id: str, answers: Sequence[Record]) -> Iterator[_Pair]:
+    truth = context.config.evaluate.ground_truth
     for a, b in combinations(answers, 2):
         if a["response"]["text"] == b["response"]["text"]:
             continue
-        if context.config.evaluate.ground_truth is None:
+        if not _are_compared(a["model"], b["model"], has_truth=truth is not None):
+            continue
+        if truth is None:
             yield _Pair(prompt_id, a, b, None)
             continue
         better = _better(a, b)
         if better is not None:
             yield _Pair(prompt_id, a, b, better)
+
+
+def _are_compared(model: str, other: str, *, has_truth: bool) -> bool:
+    """Snapshots only with the helpful model, and only where nothing but the judge measures them."""
+    if not (is_snapshot(model) or is_snapshot(other)):
+        return True
+    return not has_truth and "base" in (model, other)
 
 
 def _better(a: Record, b: Record) -> bool | None:

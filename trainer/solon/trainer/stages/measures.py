@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from solon.trainer.snapshots import is_snapshot
 from solon.trainer.stages.filters import prefers_position
 from solon.trainer.store import Record
 
@@ -47,13 +48,17 @@ def of_judge(pairs: Sequence[Record]) -> dict[str, float | int | None]:
 def of_pairwise(models: Sequence[str], pairs: Sequence[Record]) -> dict[str, dict[str, Rate]]:
     """Without ground truth: how often the judge prefers each model's response to each other's.
 
-    A tie counts half.
+    A tie counts half. A snapshot is compared with the helpful model alone.
     """
+
+    def others(model: str) -> list[str]:
+        known = ["base"] if is_snapshot(model) else [m for m in models if not is_snapshot(m)]
+        return [other for other in known if other != model]
+
     return {
         model: {
             f"preferred_to_{other}": rate(_wins(model, other, pairs), float)
-            for other in models
-            if other != model
+            for other in others(model)
         }
         for model in models
     }

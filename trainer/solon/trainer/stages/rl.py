@@ -23,6 +23,7 @@ from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.loop import PPO
 from solon.trainer.ppo.rollout import Policy, ValueNetwork, WithoutAdapter
 from solon.trainer.ppo.watch import Watch
+from solon.trainer.snapshots import snapshot_folder
 from solon.trainer.stages.adapters import (
     attach,
     finished,
@@ -103,11 +104,6 @@ def train_rl(
         _tell(report, [*_ending(ppo), *watch.summary()])
         _publish(output, learner, config, tokenizer)
     return metrics
-
-
-def snapshot_folder(output: Path, batch: int) -> Path:
-    """Where the policy is kept as it was after so many batches."""
-    return output.with_name(f"{output.name}-snapshots") / f"batch-{batch:06d}"
 
 
 def _publish(

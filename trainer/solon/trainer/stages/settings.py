@@ -90,6 +90,8 @@ class EvaluateConfig(Settings):
     """How the models' responses are drawn."""
     judge_pairs: NonNegativeInt = 300
     """Pairs of different models' responses on which the judge is measured, 0 or more."""
+    snapshots: bool = False
+    """Measure the policy on its way, too: the snapshots that ``rl.snapshots_every`` keeps."""
 
 
 class TlsConfig(Settings):
