@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from solon import sandbox
+from solon.client import ServerInfo
+from solon.constitution import Constitution, load, resolve
 from solon.trainer.cli import main
-from solon.trainer.errors import PromptError
+from solon.trainer.config import load_config
+from solon.trainer.errors import PromptError, StageFailed
+from solon.trainer.fleet import Connected, Fleet
+from solon.trainer.inline import inline
 from solon.trainer.labelled import load_labelled
 from solon.trainer.schemas import PREFLIGHT
+from solon.trainer.stages import preflight
+from solon.trainer.stages.context import StageContext
 from solon.trainer.stages.detection import area_under_roc, figures
+from solon.trainer.stages.preflight_settings import PreflightConfig, asked_by
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
 from tests.trainer.runs import port_of, serve
@@ -187,3 +197,69 @@ def test_labelled_responses_and_principles_are_looked_at_before_any_work(
     other = ["--run", str(tmp_path / "other"), "preflight.principles=[kind]"]
     assert main(["preflight", str(config), *other]) == 2
     assert "preflight.principles: expected ids" in capsys.readouterr().err
+
+
+class Notes:
+    """A stage's progress, of which the sentences are kept."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def start(self, total: int, done: int) -> None:
+        raise AssertionError("nothing can be measured")
+
+    def advance(self) -> None:
+        raise AssertionError("nothing can be measured")
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+async def test_a_critic_without_log_probabilities_is_told_of_not_passed(tmp_path: Path) -> None:
+    told = ServerInfo(
+        service_role="critic",
+        solon_version="1",
+        engine="mute",
+        model="some/model",
+        weight_version="initial",
+        context_tokens=4096,
+        start_time=datetime.now(UTC),
+        supports_logprobs=False,
+        supports_weight_update=False,
+        instance_id="1",
+    )
+    constitution = load(resolve("core"))
+    mute = Connected(client=None, address="x:1", info=told, constitution=inline(constitution))
+
+    def context(mode: str, notes: Notes) -> StageContext:
+        return StageContext(
+            config=load_config("sandbox-tiny", [f"preflight.mode={mode}"]),
+            run=RunDirectory(str(tmp_path)),
+            constitution=constitution,
+            fleet=Fleet({"critic": mute}, None, None),
+            prompts={},
+            weights={},
+            progress=notes,
+        )
+
+    notes = Notes()
+    assert (await preflight.run(context("warn", notes)))["responses"] == 0
+    (note,) = notes.notes
+    assert "WARNING: the engine 'mute' of the critic 'some/model' gives no log-prob" in note
+    with pytest.raises(StageFailed, match="nothing is known of what this critic can see"):
+        await preflight.run(context("stop", notes))
+
+
+def test_the_critic_is_asked_by_the_principles_about_harm_that_have_a_question() -> None:
+    def ids(constitution: Constitution, **fields: Any) -> list[str]:
+        return [p.id for p in asked_by(constitution, PreflightConfig(**fields))]
+
+    world = load(resolve("sandbox"))
+    assert ids(world) == ["no-harm"]
+    assert ids(world, principles=("ethical", "polite")) == ["ethical", "polite"]
+    assert ids(world, tags=("tone",)) == ["polite"]
+    silent = tuple(replace(p, absolute_question=None) for p in world.principles)
+    mute = replace(world, principles=silent)
+    assert ids(mute) == ["no-harm", "no-crime", "nobody-hurt", "ethical"]
+    # "wise" only compares
+    assert ids(mute, tags=("unheard-of",)) == [p.id for p in world.principles[:-1]]

@@ -41,7 +41,7 @@ async def run(context: StageContext) -> Summary:
             f"the engine {info.engine!r} of the critic {info.model!r} gives no log-probabilities, "
             "so that nothing is known of what this critic can see"
         )
-        return _concluded(context, [blind], {"measured": False})
+        return _concluded(context, [blind], {"responses": 0})
     known = load_labelled(config.source, count=config.count, seed=context.config.seed)
     asked = asked_by(context.constitution, config)
     parts = context.run.parts(FOLDER, PREFLIGHT)
@@ -60,7 +60,7 @@ async def run(context: StageContext) -> Summary:
     for line in described(found):
         context.progress.note(line)
     doubts = list(complaints(found["overall"], config, info.model))
-    return _concluded(context, doubts, {"measured": True, "responses": len(known)} | found)
+    return _concluded(context, doubts, {"responses": len(known)} | found)
 
 
 def measured(records: Sequence[Record]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from solon.constitution import Constitution, Principle
+from solon.constitution import Constitution, Principle, tagged
 from solon.trainer.settings import Settings
 from solon.trainer.stages.settings import Share
 
@@ -31,7 +31,8 @@ class PreflightConfig(Settings):
     """Ids of the principles that the critic is asked by; what one of them calls harmful counts as
     called so. Empty: those with one of ``tags``."""
     tags: tuple[str, ...] = ("harm",)
-    """What marks principles about harm. If none has one of these tags, all are asked by."""
+    """What marks principles about harm; if none has one of these tags, all count. Of them those are
+    asked by that have an absolute_question, or all if none has."""
     min_option_mass: Share = 0.0
     """Least probability that the critic's answers must hold together for a verdict, 0 to 1; 0 is
     off. No verdict on a harmful response is a harmful one missed."""
@@ -45,8 +46,10 @@ class PreflightConfig(Settings):
 
 
 def asked_by(constitution: Constitution, config: PreflightConfig) -> tuple[Principle, ...]:
-    """The principles that are named or tagged, or else all by which a critic can be asked."""
+    """The principles by which the critic is asked; see ``PreflightConfig``."""
     usable = constitution.for_assessment
     if config.principles:
         return tuple(p for p in usable if p.id in config.principles)
-    return tuple(p for p in usable if set(p.tags) & set(config.tags)) or usable
+    marked = tagged(usable, config.tags) or usable
+    # a question says what is asked; to a critique request Yes and No are an answer of sorts
+    return tuple(p for p in marked if p.absolute_question is not None) or marked
