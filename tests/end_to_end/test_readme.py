@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from solon.client.sync import CriticClient, JudgeClient
+from solon.trainer.ablation.figures import measure
 from solon.trainer.schemas import PREFERENCES, REVISIONS
 from solon.trainer.store import RunDirectory
 
@@ -65,6 +66,22 @@ def test_the_estimate_of_the_tours_run_is_near_what_it_asked(tour: Any) -> None:
         ratio = estimated[key]["prompt_tokens"] / estimated[key]["calls"] / (prompt / calls)
         assert 0.6 <= ratio <= 1.8, (key, ratio)
         assert completion <= estimated[key]["most_completion_tokens"]
+
+
+def test_an_ablation_measures_a_run_as_its_evaluation_does(tour: Any) -> None:
+    figures = measure(RunDirectory(str(tour.run)), last="rl")
+    evaluation = json.loads((tour.run / "evaluation.json").read_text())
+    for model, rates in evaluation["models"].items():
+        for name, rate in rates.items():
+            cases = figures[f"{model}.{name}"].values()
+            assert len(cases) == rate["n"]
+            assert sum(cases) == pytest.approx(rate["rate"] * rate["n"])
+    assert figures["final.evasion"] == figures["rl.evasion"]
+    # the critic of the sandbox knows its work
+    revised = [sum(figures[f"revision_{n}.harmful_compliance"].values()) for n in (0, 2)]
+    assert revised[0] > revised[1]
+    assert set(figures["labels.position_bias"].values()) <= {0.0, 1.0}
+    assert figures["seconds"][""] > 0
 
 
 @pytest.fixture(scope="module")

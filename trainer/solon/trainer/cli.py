@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from solon.trainer import calls, constitutions, generate_command, prompt_commands
+from solon.trainer.ablation import command as ablation
 
 if TYPE_CHECKING:
     from solon.trainer.config import RunConfig
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     keys.add_argument("key", metavar="KEY", nargs="?", default="", help="such as rl or rl.reward")
     keys.add_argument("--json", action="store_true", help="one JSON list")
+    ablation.add_parser(commands)
     constitutions.add_parser(commands)
     prompt_commands.add_parser(commands)
     calls.add_parsers(commands)
@@ -177,6 +179,8 @@ def _explained(options: argparse.Namespace) -> int:
 
 
 def _command(options: argparse.Namespace) -> int:
+    if options.command == ablation.COMMAND:
+        return ablation.run(options)
     readers = {
         constitutions.COMMAND: constitutions.run,
         prompt_commands.COMMAND: prompt_commands.run,
@@ -337,9 +341,11 @@ def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
         return f"solon: {why}{kept}"
     where = f" --run {options.run}" if options.run else ""
     where += "".join(f" --reuse {run}" for run in getattr(options, "reuse", ()))
+    for flag in ("seeds", "only"):
+        where += f" --{flag} {getattr(options, flag)}" if getattr(options, flag, None) else ""
     overrides = "".join(f" {text}" for text in options.overrides)
-    if options.command == "run":
-        again = f"solon run {options.config}{overrides}{where} --resume"
+    if options.command in ("run", ablation.COMMAND):
+        again = f"solon {options.command} {options.config}{overrides}{where} --resume"
     else:
         again = f"solon {options.command} {options.config}{overrides}{where}"
     return f"solon: {why}; all that was finished is kept. Go on with: {again}"

@@ -174,15 +174,21 @@ class RunConfig(Settings):
 
 def shipped_names() -> tuple[str, ...]:
     """The configurations that come with Solon, in alphabetical order."""
-    return tuple(sorted(path.stem for path in _shipped_directory().glob("*.yaml")))
+    return tuple(sorted(path.stem for path in shipped_directory().glob("*.yaml")))
 
 
-def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    layers: Sequence[tuple[str, Sequence[str]]] = (),
+) -> RunConfig:
     """Read, override and check a configuration.
 
     Args:
         name_or_path: A shipped name, a YAML file, or a run directory (its saved configuration).
         overrides: ``key.path=value`` assignments, with YAML values.
+        layers: More of them, with where they come from; they come before the others.
 
     Raises:
         ConfigError: Every problem at once, a line each: place, key, value, fix.
@@ -190,7 +196,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> RunConfig:
     if "://" in name_or_path:
         return _load_saved(name_or_path, overrides)
     path = _find(name_or_path)
-    config = validate(override(parse(_read(path), str(path)), overrides))
+    source = parse(_read(path), str(path))
+    for place, assignments in layers:
+        source = override(source, assignments, place=place)
+    config = validate(override(source, overrides))
     if path.name == SAVED_NAME:
         config = config.model_copy(update={"run_dir": str(path.parent)})
     elif config.run_dir is None:
@@ -214,7 +223,7 @@ def validate(source: YamlSource) -> RunConfig:
     Raises:
         ConfigError: As ``load_config``.
     """
-    source = methods.extend(source, _shipped_directory() / "methods")
+    source = methods.extend(source, shipped_directory() / "methods")
     try:
         return RunConfig.model_validate(source.data)
     except ValidationError as error:
@@ -258,7 +267,8 @@ def _load_saved(url: str, overrides: Sequence[str]) -> RunConfig:
     return config.model_copy(update={"run_dir": url})
 
 
-def _shipped_directory() -> Path:
+def shipped_directory() -> Path:
+    """Where the configurations are that come with Solon."""
     return _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
 
@@ -270,8 +280,8 @@ def _find(name_or_path: str) -> Path:
         return path
     names = shipped_names()
     if name_or_path in names:
-        return _shipped_directory() / f"{name_or_path}.yaml"
-    if name_or_path in methods.names(_shipped_directory() / "methods"):
+        return shipped_directory() / f"{name_or_path}.yaml"
+    if name_or_path in methods.names(shipped_directory() / "methods"):
         raise ConfigError(
             f"{name_or_path!r} is a method, which has neither models nor prompts: write a file "
             f"that names them, and `base: {name_or_path}` at its top"

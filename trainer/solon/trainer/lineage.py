@@ -47,6 +47,7 @@ READS: Mapping[Stage, Reads] = {
             "constitution",
             "models.policy",
             "models.critic",
+            "prompts.held_out_share",
             "prompts.red_team",
             "prompts.helpfulness",
             "revisions",
@@ -64,6 +65,7 @@ READS: Mapping[Stage, Reads] = {
             "seed",
             "constitution",
             "models.judge",
+            "prompts.held_out_share",
             "prompts.preferences",
             "prompts.comparisons",
             "preferences",
@@ -79,7 +81,15 @@ READS: Mapping[Stage, Reads] = {
     "reward": Reads(keys=("seed", "reward"), stages=("sft", "preferences")),
     # the constitution and the judge: the judge may reward. The preferences: DPO learns from them
     "rl": Reads(
-        keys=("seed", "constitution", "models.judge", "prompts.rl", "rl", "dpo"),
+        keys=(
+            "seed",
+            "constitution",
+            "models.judge",
+            "prompts.held_out_share",
+            "prompts.rl",
+            "rl",
+            "dpo",
+        ),
         stages=("sft", "preferences", "reward"),
     ),
     # its answers belong to a model's weights, which each of them names: so no stages here
@@ -89,6 +99,7 @@ READS: Mapping[Stage, Reads] = {
             "constitution",
             "models.policy",
             "models.judge",
+            "prompts.held_out_share",
             "prompts.evaluation",
             # the judge that labels the pairs is the one that is measured
             "preferences.min_option_mass",

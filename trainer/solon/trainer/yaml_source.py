@@ -58,8 +58,15 @@ def parse(text: str, name: str) -> YamlSource:
     return YamlSource(name=name, data=data, places=places)
 
 
-def override(source: YamlSource, assignments: Sequence[str]) -> YamlSource:
+def override(
+    source: YamlSource, assignments: Sequence[str], *, place: str = "command line"
+) -> YamlSource:
     """Apply ``key.path=value`` assignments, in order; values are YAML.
+
+    Args:
+        source: What they are applied to.
+        assignments: The overrides.
+        place: Where they come from, for messages.
 
     Raises:
         ConfigError: No ``=``, a value that is not YAML, or a path through something that has no
@@ -71,17 +78,17 @@ def override(source: YamlSource, assignments: Sequence[str]) -> YamlSource:
         key, equals, raw = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(
-                f"command line: expected key.path=value, got {assignment!r}; "
+                f"{place}: expected key.path=value, got {assignment!r}; "
                 "for example revisions.rounds=2"
             )
         try:
             value = yaml.safe_load(raw)
         except yaml.YAMLError as error:
-            raise ConfigError(f"command line: {key}: not a YAML value: {raw!r}") from error
-        path = _assign(data, key, value)
+            raise ConfigError(f"{place}: {key}: not a YAML value: {raw!r}") from error
+        path = _assign(data, key, value, place)
         for known in [p for p in places if p[: len(path)] == path]:
             del places[known]
-        places[path] = "command line"
+        places[path] = place
     return YamlSource(name=source.name, data=data, places=places)
 
 
@@ -143,12 +150,12 @@ def _construct_mapping(
     return mapping
 
 
-def _assign(data: dict[str, Any], dotted: str, value: Any) -> KeyPath:
+def _assign(data: dict[str, Any], dotted: str, value: Any, place: str) -> KeyPath:
     holder: Any = data
     path: list[str | int] = []
     parts = dotted.split(".")
     for position, part in enumerate(parts):
-        key = _key_in(holder, part, ".".join(parts[:position]), dotted)
+        key = _key_in(holder, part, ".".join(parts[:position]), f"{place}: {dotted}")
         path.append(key)
         if position == len(parts) - 1:
             holder[key] = value
@@ -159,17 +166,17 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> KeyPath:
     return tuple(path)
 
 
-def _key_in(holder: Any, part: str, prefix: str, dotted: str) -> str | int:
+def _key_in(holder: Any, part: str, prefix: str, where: str) -> str | int:
     if isinstance(holder, dict):
         return part
     if isinstance(holder, list):
         if part.isdecimal() and int(part) < len(holder):
             return int(part)
         raise ConfigError(
-            f"command line: {dotted}: {prefix} is a list of {len(holder)}; "
+            f"{where}: {prefix} is a list of {len(holder)}; "
             f"expected an index from 0 to {len(holder) - 1}, got {part!r}"
         )
-    raise ConfigError(f"command line: {dotted}: {prefix} is {holder!r}, which has no keys")
+    raise ConfigError(f"{where}: {prefix} is {holder!r}, which has no keys")
 
 
 def _copied(value: Any) -> Any:
