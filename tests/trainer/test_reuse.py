@@ -223,6 +223,10 @@ async def test_of_the_same_records_something_else_is_made(
     assert Counter(examples) == {0: helpful, 1: RED, 2: RED}
     summary = state.summary("revisions")
     assert (summary["examples"], summary["surplus"]) == (len(examples), HELPFUL - helpful)
+    # whoever has the whole result goes before who has the records alone
+    third = load_config(str(config), [*NOBODY, f"run_dir={tmp_path / 'third'}"])
+    state = await run_stages(third, "revisions", sources=[second, first])
+    assert state.origin("revisions") == Origin(run=str(first), seconds=origin.seconds)
 
 
 async def test_answers_of_the_same_weights_are_not_asked_for_again(

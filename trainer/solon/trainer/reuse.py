@@ -63,18 +63,28 @@ class Reuse:
         """
         if key is None or not self._is_untouched(stage):
             return None
-        for source, state in self._sources:
-            theirs = state.key(stage)
-            if theirs is None or theirs.records != key.records or not state.is_done(stage):
-                continue
-            whole = theirs.result == key.result
-            origin = _origin(source, state, stage, whole=whole)
-            self._state.taking(stage, origin)
-            self._link(source, stage, _RESULT[stage] if whole else _RESULT[stage][:1])
-            if whole:
-                self._state.taken(stage, origin, state.summary(stage), key)
-            return origin
-        return None
+        found = self._best(stage, key)
+        if found is None:
+            return None
+        source, state = found
+        whole = state.key(stage) == key
+        origin = _origin(source, state, stage, whole=whole)
+        self._state.taking(stage, origin)
+        self._link(source, stage, _RESULT[stage] if whole else _RESULT[stage][:1])
+        if whole:
+            self._state.taken(stage, origin, state.summary(stage), key)
+        return origin
+
+    def _best(self, stage: Stage, key: StageKey) -> tuple[RunDirectory, RunState] | None:
+        """A source that has the whole result; if there is none, one that has the records."""
+        fit = [
+            (source, state)
+            for source, state in self._sources
+            if (theirs := state.key(stage)) is not None
+            and theirs.records == key.records
+            and state.is_done(stage)
+        ]
+        return min(fit, key=lambda one: one[1].key(stage) != key, default=None)
 
     def take_answers(self, key: StageKey | None, weights: Mapping[str, Weights]) -> int:
         """Take over the evaluation's answers of models that a source has asked the same; how many.
