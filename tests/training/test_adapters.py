@@ -32,7 +32,7 @@ from solon.trainer.training import LoraSettings, RewardConfig, SftConfig, Weight
 IDS = torch.tensor([[2, 7, 9, 3, 12, 8]])
 LORA = LoraSettings(rank=4, alpha=8, dropout=0.1)
 SETTINGS: dict[str, Any] = {
-    "epochs": 2, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 1e-2,
+    "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2,
     "checkpoint_every": 3, "log_every": 2, "gradient_checkpointing": True,
 }  # fmt: skip
 

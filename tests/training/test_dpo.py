@@ -23,7 +23,7 @@ from solon.trainer.state import STAGES
 from solon.trainer.training import DpoConfig, LoraSettings
 
 SETTINGS: dict[str, Any] = {
-    "epochs": 2, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 1e-2,
+    "epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-2,
     "checkpoint_every": 3, "log_every": 2, "beta": 0.5,
 }  # fmt: skip
 
