@@ -84,6 +84,16 @@ def test_an_ablation_measures_a_run_as_its_evaluation_does(tour: Any) -> None:
     assert figures["seconds"][""] > 0
 
 
+def test_a_configuration_of_ones_own_is_checked_before_anything_starts(
+    checkout: Path, block: Callable[[str], str]
+) -> None:
+    (checkout / "my.yaml").write_text(block("own-config"), "utf-8")
+    said = "\n".join(printed("bash", "-euo", "pipefail", "-c", block("own"), cwd=checkout))
+    assert "nothing was started." in said
+    assert "red_team" in said
+    assert "rl.reward.judge: 0.0" in said
+
+
 @pytest.fixture(scope="module")
 def services(checkout: Path, block: Callable[[str], str]) -> Iterator[None]:
     """The critic and the judge, started as the README says."""

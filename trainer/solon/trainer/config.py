@@ -231,9 +231,10 @@ def validate(source: YamlSource) -> RunConfig:
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The whole tree, defaults included, as YAML that ``load_config`` reads."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def to_yaml(config: RunConfig, *, defaults: bool = True) -> str:
+    """The whole tree, or without what is as it is by default, as YAML that ``load_config`` reads."""
+    tree = config.model_dump(mode="json", exclude_defaults=not defaults)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def differences(before: RunConfig, after: RunConfig) -> list[str]:

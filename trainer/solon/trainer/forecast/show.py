@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def show(found: DryRun, console: Console) -> None:
     """The resolved plan, what it asks of models, memory and time; then what is worth knowing."""
-    console.print(to_yaml(found.config), markup=False, soft_wrap=True)
+    console.print("What differs from the defaults (`solon keys`):")
+    console.print(to_yaml(found.config, defaults=False), markup=False, soft_wrap=True)
     for role, model in found.models.items():
         context = "unknown" if model.context is None else f"{model.context:,}"
         console.print(
