@@ -232,7 +232,7 @@ def validate(source: YamlSource) -> RunConfig:
 
 
 def to_yaml(config: RunConfig, *, defaults: bool = True) -> str:
-    """The whole tree, or without what is as it is by default, as YAML that ``load_config`` reads."""
+    """As YAML that ``load_config`` reads: the whole tree, or what differs from the defaults."""
     tree = config.model_dump(mode="json", exclude_defaults=not defaults)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
