@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     console = RunConsole()
     plan, pace = Plan(variants), Pace(ablation.config.stage_seconds)
     if options.dry_run:
-        _say_cost(console, ablation, variants, plan, pace, ())
+        for line in _cost(ablation, variants, plan, pace, ()):
+            console.result(line)
         return 0
     others = [variant for variant in known if variant.row not in chosen]
     work = _Work(
@@ -109,7 +110,8 @@ class _Work:
             for variant in (*done, *others):
                 self._pace.learn(variant)
             names = [one.name for one in done]
-            _say_cost(console, self._ablation, self._variants, self._plan, self._pace, names)
+            for line in _cost(self._ablation, self._variants, self._plan, self._pace, names):
+                console.say(line)
             if left:
                 asyncio.run(self._make(left, results, console, storage))
             _write(storage, results)
@@ -181,19 +183,18 @@ def _refuse(storage: Storage, *, resume: bool) -> None:
         )
 
 
-def _say_cost(
-    console: RunConsole,
+def _cost(
     ablation: Ablation,
     variants: Sequence[Variant],
     plan: Plan,
     pace: Pace,
     done: Sequence[str],
-) -> None:
+) -> Iterator[str]:
     from solon.trainer.state import STAGES  # noqa: PLC0415
 
     left = plan.left(done)
     rows, seeds = ({one.row for one in variants}, sorted({one.seed for one in variants}))
-    console.say(
+    yield (
         f"{ablation.name}: rows {len(rows)}, seeds {', '.join(map(str, seeds))}: {len(variants)} "
         f"runs, of which {len(done)} are done. Of their {plan.stages} stages these are left, "
         "each made once for all runs that share it:"
@@ -201,8 +202,8 @@ def _say_cost(
     for stage in STAGES:
         if left[stage]:
             what = " (models asked)" if stage == "evaluate" else ""
-            console.say(f"  {stage}: {left[stage]}{what}")
-    console.say(f"{sum(left.values())} in all{_about(pace.seconds(left))}")
+            yield f"  {stage}: {left[stage]}{what}"
+    yield f"{sum(left.values())} in all{_about(pace.seconds(left))}"
 
 
 def _about(seconds: float | None) -> str:
