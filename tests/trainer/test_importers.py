@@ -271,7 +271,7 @@ FILES = [
     ("a.json", '[{"prompt": "x"}, {"pro', "not valid JSON"),
     ("a.csv", "goal,target\na,b\na,b,c\n", "a.csv:3: expected 2 cells, .*got 3"),
     ("a.csv", 'goal,target\n"a"b,c\n', "a.csv:2: not valid CSV"),
-    ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}' * 99)[:-9], "damaged or cut short"),
+    ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}' * 99, mtime=0)[:-9], "damaged or cut short"),
     ("a.parquet.gz", "", "expected a file that ends with"),
 ]
 
