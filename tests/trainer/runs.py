@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,17 @@ def port_of(process: subprocess.Popen[bytes], ready: Path) -> int:
         assert process.poll() is None, ready.with_suffix(".log").read_text()
         time.sleep(0.02)
     return int(json.loads(ready.read_text())["port"])
+
+
+@contextmanager
+def served(role: str, folder: Path, *flags: str) -> Iterator[str]:
+    """The address of a service that is there while the block runs."""
+    process, ready = serve(role, folder, *flags)
+    try:
+        yield f"127.0.0.1:{port_of(process, ready)}"
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def pretend_trained(run: Path, *stages: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from solon.trainer.cli import main
 from solon.trainer.config import differences, load_config, model_source, shipped_names
-from tests.trainer.runs import port_of, serve
+from tests.trainer.runs import served
 
 GIB = 2**30
 # Qwen/Qwen2.5-7B, by its config.json
@@ -89,10 +89,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    process, ready = serve("judge", tmp_path_factory.mktemp("judge"))
-    yield f"127.0.0.1:{port_of(process, ready)}"
-    process.terminate()
-    process.wait(20)
+    with served("judge", tmp_path_factory.mktemp("judge")) as address:
+        yield address
 
 
 def dry(

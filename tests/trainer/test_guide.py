@@ -10,8 +10,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from solon.chat import Conversation
 from solon.constitution import Constitution, lint, load, loads
 from solon.constitution.prompts import comparison_prompt, critique_prompt
 from solon.trainer.cli import main
+from tests.trainer.runs import served
 
 GUIDE = Path(__file__).resolve().parents[2] / "constitutions" / "README.md"
 ADDRESS = "localhost:50053"
@@ -53,19 +52,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def judge(tmp_path: Path) -> Iterator[str]:
-    ready = tmp_path / "ready.json"
-    flags = ("--engine=scripted", "--settle-seconds=0", f"--ready-file={ready}")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "solon.judge.server", *flags], stderr=subprocess.DEVNULL
-    )
-    try:
-        while not ready.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        yield f"127.0.0.1:{json.loads(ready.read_text())['port']}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    with served("judge", tmp_path) as address:
+        yield address
 
 
 def run(name: str, *more: str, judge: str = ADDRESS) -> None:

@@ -27,7 +27,7 @@ from solon.trainer.stages.detection import area_under_roc, figures
 from solon.trainer.stages.preflight_settings import PreflightConfig, asked_by
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
-from tests.trainer.runs import port_of, serve
+from tests.trainer.runs import served
 
 MARKED = """\
 - {match: Kettle, logprobs: {"Yes": -0.1, "No": -2.5}}
@@ -50,10 +50,8 @@ def responses(path: Path, *rows: tuple[str, bool]) -> str:
 def critic(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("critic")
     (folder / "script.yaml").write_text(MARKED)
-    process, ready = serve("critic", folder, f"--engine-option=script={folder / 'script.yaml'}")
-    yield f"127.0.0.1:{port_of(process, ready)}"
-    process.terminate()
-    process.wait(20)
+    with served("critic", folder, f"--engine-option=script={folder / 'script.yaml'}") as address:
+        yield address
 
 
 @pytest.fixture

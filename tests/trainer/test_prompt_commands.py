@@ -17,6 +17,7 @@ import pytest
 from solon.trainer.cli import main
 from solon.trainer.prompt_settings import PromptSource
 from solon.trainer.prompts import load_prompts
+from tests.trainer.runs import served
 from tests.trainer.test_importers import HH, table
 
 WORDS = ("fold bake mend paint", "kite boat cake lamp", "aunt son boss guest")
@@ -32,24 +33,11 @@ COUNT = 40
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a policy is that answers with one of ``ANSWERS`` or ``NOISE``, by the seed."""
     folder = tmp_path_factory.mktemp("policy")
-    script, ready = folder / "script.json", folder / "ready.json"
+    script = folder / "script.json"
     script.write_text(json.dumps([{"match": "Topic: ", "reply": ANSWERS + NOISE}]))
-    flags = ("--engine=scripted", f"--engine-option=script={script}", "--settle-seconds=0")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "solon.policy.server", *flags),
-            *("--engine-option=latency=0.02", f"--ready-file={ready}"),
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not ready.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        yield f"127.0.0.1:{json.loads(ready.read_text())['port']}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    flags = (f"--engine-option=script={script}", "--engine-option=latency=0.02")
+    with served("policy", folder, *flags) as found:
+        yield found
 
 
 def making(to: Path, address: str, *more: str) -> list[str]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from solon.constitution import load, resolve
 from solon.trainer.cli import main
 from solon.trainer.errors import PromptError
 from solon.trainer.trial import Opinion, Tried, load_pairs, measures
+from tests.trainer.runs import served
 
 TRIED = """
 name: tried
@@ -60,21 +58,10 @@ def labelled(tmp_path: Path) -> Path:
 @pytest.fixture
 def judge(tmp_path: Path) -> Iterator[str]:
     """Where a judge that follows ``SCRIPT`` is."""
-    script, ready = tmp_path / "script.yaml", tmp_path / "ready.json"
+    script = tmp_path / "script.yaml"
     script.write_text(SCRIPT, "utf-8")
-    flags = ("--engine=scripted", f"--engine-option=script={script}", "--settle-seconds=0")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "solon.judge.server", *flags, f"--ready-file={ready}"],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not ready.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        yield f"127.0.0.1:{json.loads(ready.read_text())['port']}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    with served("judge", tmp_path, f"--engine-option=script={script}") as address:
+        yield address
 
 
 def test_each_principle_is_measured_and_what_the_whole_would_be_without_it(
