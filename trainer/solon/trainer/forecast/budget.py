@@ -19,7 +19,8 @@ from solon.trainer.forecast.hardware import (
 )
 from solon.trainer.forecast.memory import Learning, Parts
 from solon.trainer.forecast.models import Model
-from solon.trainer.forecast.workload import Calls, Role, Training, Workload
+from solon.trainer.forecast.workload import Calls, Training, Workload
+from solon.trainer.launch.local import Role
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.roster import Place, roster
 from solon.trainer.stages.settings import ServiceConfig

@@ -15,11 +15,12 @@ from solon.trainer.course import roles, stages_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.forecast import surroundings
 from solon.trainer.forecast.budget import Budget, budget, learning, overfull
+from solon.trainer.forecast.counting import workload
 from solon.trainer.forecast.hardware import GIB, Accelerator
 from solon.trainer.forecast.lengths import Tokens
 from solon.trainer.forecast.models import Found, Model, describe, find, problems_of
 from solon.trainer.forecast.surroundings import Seen
-from solon.trainer.forecast.workload import Workload, summary, workload
+from solon.trainer.forecast.workload import Workload, summary
 from solon.trainer.plan import advice, input_problems, try_prompts
 from solon.trainer.prompts import PromptSet
 from solon.trainer.roster import Place, roster
