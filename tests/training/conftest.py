@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from transformers import (
 
 from solon.trainer.stages.modeling import save_model
 from solon.trainer.stages.scoring import RewardStatistics
+from solon.trainer.training import TrainingSettings
 
 WORDS = [
     "yes", "no", "please", "tell", "me", "how", "to", "bake", "bread", "steal", "a", "car", "you",
@@ -186,3 +188,34 @@ class KilledError(Exception):
 @pytest.fixture
 def recorder() -> type[Recorder]:
     return Recorder
+
+
+@pytest.fixture
+def train_on_pairs(
+    base_model: Path, run_dir: Path
+) -> Callable[..., tuple[dict[str, float], Recorder]]:
+    """``train_reward`` or ``train_dpo`` on the run directory's pairs, into its ``models/NAME``."""
+
+    def run(
+        train: Callable[..., dict[str, float]],
+        name: str,
+        config: TrainingSettings,
+        *,
+        stop_at: int | None = None,
+        **more: Any,
+    ) -> tuple[dict[str, float], Recorder]:
+        report = Recorder(stop_at)
+        metrics = train(
+            config,
+            base_model=str(base_model),
+            data=run_dir / "export/preferences/train.parquet",
+            test_data=run_dir / "export/preferences/test.parquet",
+            output=run_dir / "models" / name,
+            checkpoints=run_dir / "checkpoints" / name,
+            seed=3,
+            report=report,
+            **more,
+        )
+        return metrics, report
+
+    return run

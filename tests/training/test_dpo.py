@@ -64,21 +64,10 @@ def test_a_run_with_dpo_has_no_reward_stage_and_learns_from_the_preferences() ->
 
 @pytest.fixture
 def dpo(
-    base_model: Path, run_dir: Path, recorder: Callable[..., Any]
+    train_on_pairs: Callable[..., Any], run_dir: Path
 ) -> Callable[..., tuple[dict[str, float], Any, Path]]:
     def run(name: str, config: DpoConfig, **how: Any) -> Any:
-        report = recorder(**how)
-        metrics = train_dpo(
-            config,
-            base_model=str(base_model),
-            data=run_dir / "export/preferences/train.parquet",
-            test_data=run_dir / "export/preferences/test.parquet",
-            output=run_dir / "models" / name,
-            checkpoints=run_dir / "checkpoints" / name,
-            seed=3,
-            report=report,
-        )
-        return metrics, report, run_dir / "models" / name
+        return *train_on_pairs(train_dpo, name, config, **how), run_dir / "models" / name
 
     return run
 

@@ -188,25 +188,9 @@ def test_the_calibration_error_is_the_one_worked_out_by_hand() -> None:
 
 
 @pytest.fixture
-def reward(
-    base_model: Path, run_dir: Path, recorder: Callable[..., Any]
-) -> Callable[..., tuple[dict[str, float], Any]]:
-    def run(
-        name: str, config: RewardConfig = REWARD, *, half: int | None = None, **how: Any
-    ) -> Any:
-        report = recorder(**how)
-        metrics = train_reward(
-            config,
-            base_model=str(base_model),
-            data=run_dir / "export/preferences/train.parquet",
-            test_data=run_dir / "export/preferences/test.parquet",
-            output=run_dir / "models" / name,
-            checkpoints=run_dir / "checkpoints" / name,
-            seed=3,
-            report=report,
-            half=half,
-        )
-        return metrics, report
+def reward(train_on_pairs: Callable[..., Any]) -> Callable[..., tuple[dict[str, float], Any]]:
+    def run(name: str, config: RewardConfig = REWARD, **how: Any) -> Any:
+        return train_on_pairs(train_reward, name, config, **how)
 
     return run
 

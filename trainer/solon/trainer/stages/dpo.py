@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -23,7 +22,6 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from solon.trainer.stages.adapters import finished, frozen_dtype, loaded_dtype, prepared
 from solon.trainer.stages.modeling import (
     ChatEncoder,
-    batch_order,
     load_causal_lm,
     load_tokenizer,
     save_model,
@@ -33,12 +31,13 @@ from solon.trainer.stages.pairs import (
     Pair,
     agreement,
     read_pairs,
+    read_test_pairs,
     soft_cross_entropy,
     target,
     without_long,
 )
 from solon.trainer.stages.scoring import pad_ids
-from solon.trainer.stages.supervised import WholeCheckpoints, train, trainer_arguments
+from solon.trainer.stages.supervised import WholeCheckpoints, in_order, train, trainer_arguments
 from solon.trainer.training import DpoConfig, Report
 
 Inputs = Mapping[str, Tensor]
@@ -183,7 +182,12 @@ def train_dpo(
         ref_model=reference,
         args=TrlDpoConfig(**trainer_arguments(config, checkpoints=checkpoints, seed=seed)),
         data_collator=collator,
-        train_dataset=_dataset(pairs, config, seed),
+        train_dataset=in_order(
+            Dataset.from_list([_row(pair, config) for pair in pairs]),
+            [pair.length for pair in pairs],
+            config,
+            seed,
+        ),
         processing_class=tokenizer,
     )
     train(trainer, report)
@@ -192,23 +196,12 @@ def train_dpo(
         "too_long": float(len(read) - len(pairs)),
         "steps": float(trainer.state.global_step),
     }
-    if test_data.exists() and pq.read_metadata(test_data).num_rows:
-        test = read_pairs(test_data, encoder)
+    if test := read_test_pairs(test_data, encoder):
         metrics |= _test(trainer, test, collator, config)
     if trainer.is_world_process_zero():
         published, adapter = finished(learner, config)
         save_model(output, published, tokenizer, adapter=adapter)
     return metrics
-
-
-def _dataset(pairs: Sequence[Pair], config: DpoConfig, seed: int) -> Dataset:
-    order = batch_order(
-        [pair.length for pair in pairs],
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=seed,
-    )
-    return Dataset.from_list([_row(pair, config) for pair in pairs]).select(order)
 
 
 def _row(pair: Pair, config: DpoConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -57,6 +58,13 @@ def read_pairs(path: Path, encoder: ChatEncoder) -> list[Pair]:
             chosen, rejected, cast("list[float]", columns["probability"]), prompts, strict=True
         )
     ]
+
+
+def read_test_pairs(path: Path, encoder: ChatEncoder) -> list[Pair]:
+    """The same, to be measured on; none if the file does not exist or has no rows."""
+    if not path.exists() or not pq.read_metadata(path).num_rows:
+        return []
+    return read_pairs(path, encoder)
 
 
 def _half_of(prompt: Messages) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ from solon.trainer.errors import RunDirectoryError
 from solon.trainer.stages.adapters import finished, loaded_dtype, prepared
 from solon.trainer.stages.modeling import (
     ChatEncoder,
-    batch_order,
     load_causal_lm,
     load_reward_model,
     load_tokenizer,
@@ -36,12 +34,13 @@ from solon.trainer.stages.pairs import (
     Pair,
     agreement,
     read_pairs,
+    read_test_pairs,
     soft_cross_entropy,
     target,
     without_long,
 )
 from solon.trainer.stages.scoring import RewardStatistics, pad_ids, score_sequences
-from solon.trainer.stages.supervised import WholeCheckpoints, train, trainer_arguments
+from solon.trainer.stages.supervised import WholeCheckpoints, in_order, train, trainer_arguments
 from solon.trainer.training import Report, RewardConfig
 
 FIGURES = "figures.json"
@@ -144,7 +143,9 @@ def train_reward(
             center_rewards_coefficient=config.centering,
         ),
         data_collator=_Collator(tokenizer.pad_token_id),
-        train_dataset=_dataset(pairs, config, seed),
+        train_dataset=in_order(
+            _dataset(pairs, config), [pair.length for pair in pairs], config, seed
+        ),
         processing_class=tokenizer,
     )
     train(trainer, report)
@@ -158,8 +159,8 @@ def train_reward(
     statistics = _statistics(model, pairs, config)
     metrics |= {"mean": statistics.mean, "std": statistics.std}
     tested = None
-    if test_data.exists() and pq.read_metadata(test_data).num_rows:
-        tested = _test(model, read_pairs(test_data, encoder), config)
+    if test := read_test_pairs(test_data, encoder):
+        tested = _test(model, test, config)
         metrics |= tested.metrics
     if trainer.is_world_process_zero():
         figures = {"metrics": metrics, "reliability": tested.reliability if tested else []}
@@ -179,19 +180,13 @@ def _of_half(pairs: Sequence[Pair], half: int | None, data: Path) -> list[Pair]:
     return found
 
 
-def _dataset(pairs: Sequence[Pair], config: RewardConfig, seed: int) -> Dataset:
-    order = batch_order(
-        [pair.length for pair in pairs],
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=seed,
-    )
+def _dataset(pairs: Sequence[Pair], config: RewardConfig) -> Dataset:
     columns = {
         "chosen_ids": [pair.chosen.ids for pair in pairs],
         "rejected_ids": [pair.rejected.ids for pair in pairs],
         "probability": [target(pair.probability, soft=config.soft_labels) for pair in pairs],
     }
-    return Dataset.from_dict(columns).select(order)
+    return Dataset.from_dict(columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from solon.trainer.stages.modeling import (
     ChatEncoder,
     Messages,
     Turn,
-    batch_order,
     load_causal_lm,
     load_tokenizer,
     read_columns,
@@ -28,7 +27,7 @@ from solon.trainer.stages.modeling import (
     stop_ids,
     take_chat_format,
 )
-from solon.trainer.stages.supervised import WholeCheckpoints, train, trainer_arguments
+from solon.trainer.stages.supervised import WholeCheckpoints, in_order, train, trainer_arguments
 from solon.trainer.training import Report, SftConfig
 
 
@@ -89,7 +88,7 @@ def train_sft(
     trainer = _Trainer(
         model=learner,
         args=TrlSftConfig(**arguments, packing=False),
-        train_dataset=_dataset(kept, config, seed),
+        train_dataset=in_order(_dataset(kept), [len(turn.ids) for turn in kept], config, seed),
         processing_class=tokenizer,
     )
     train(trainer, report)
@@ -105,15 +104,9 @@ def train_sft(
     }
 
 
-def _dataset(turns: list[Turn], config: SftConfig, seed: int) -> Dataset:
-    order = batch_order(
-        [len(turn.ids) for turn in turns],
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=seed,
-    )
+def _dataset(turns: list[Turn]) -> Dataset:
     columns = {
         "input_ids": [turn.ids for turn in turns],
         "labels": [[-100] * len(turn.prompt_ids) + turn.response_ids for turn in turns],
     }
-    return Dataset.from_dict(columns).select(order)
+    return Dataset.from_dict(columns)

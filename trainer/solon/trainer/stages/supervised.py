@@ -1,15 +1,16 @@
-"""What the stages on TRL share: arguments, progress, checkpoints that a kill cannot spoil.
+"""What the stages on TRL share: arguments, order, progress, checkpoints that no kill can spoil.
 
 Knows nothing of losses or of the run directory's layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import (
     Trainer,
@@ -20,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from solon.trainer.stages.modeling import batch_order
 from solon.trainer.training import Report, TrainingSettings
 
 _COMPLETE = "complete"
@@ -46,7 +48,7 @@ def trainer_arguments(
     steps = settings.batch_size // settings.micro_batch_size
     return {
         "output_dir": str(checkpoints),
-        "num_train_epochs": 1,  # `batch_order` lays all epochs end to end
+        "num_train_epochs": 1,  # `in_order` lays all epochs end to end
         "train_sampling_strategy": "sequential",
         "per_device_train_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": steps,
@@ -77,6 +79,17 @@ _SCHEDULES = {
     "linear": "linear",
     "cosine": "cosine",
 }
+
+
+def in_order(
+    records: Dataset, lengths: Sequence[int], settings: TrainingSettings, seed: int
+) -> Dataset:
+    """The records as they are to be trained on, all epochs end to end (see ``batch_order``).
+
+    ``lengths``: tokens of each record.
+    """
+    order = batch_order(lengths, epochs=settings.epochs, batch_size=settings.batch_size, seed=seed)
+    return records.select(order)
 
 
 class WholeCheckpoints(Trainer):
