@@ -126,11 +126,15 @@ def test_another_shape_is_refused_by_file_and_key(
     [
         (b'["a",\n', "theirs.json:2: expected JSON"),
         (b'{"a": {}, "a": {}}', "'a' is there twice"),
-        (b"\xff", "cannot be read as UTF-8"),
+        (b'["a",\n"\xff"]', "theirs.json:2: expected UTF-8, got the byte 0xff"),
+        (None, "theirs.json: cannot read the constitution: No such file or directory"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
     path = tmp_path / "theirs.json"
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(ConstitutionError, match=problem):
         import_files([path], name="theirs")

@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from solon.constitution.errors import ConstitutionError, Problem
-from solon.constitution.loader import from_dict
+from solon.constitution.loader import from_dict, read_text
 from solon.constitution.types import Constitution
 
 _NO_LICENCE = "the texts published with Bai et al. 2022 (arXiv 2212.08073) carry no licence"
@@ -86,7 +87,7 @@ class _Importer:
         content = _content(path)
         if isinstance(content, dict) and content:
             self._each(path, content.items(), self._add_pair)
-        elif isinstance(content, list) and content and all(isinstance(c, str) for c in content):
+        elif isinstance(content, list) and content and _are_texts(content):
             is_exemplar = any(_LABEL.search(text) for text in content)
             add = self._add_critique if is_exemplar else self._add_comparison
             self._each(path, enumerate(content), add)
@@ -125,18 +126,18 @@ class _Importer:
         return found
 
     def _add_pair(self, path: Path, key: str, entry: Any) -> None:
-        asked = entry.get("prompt") if isinstance(entry, dict) else None
-        edit = entry.get("edit_request") if isinstance(entry, dict) else None
-        asked = [asked] if isinstance(asked, str) else asked
-        texts = isinstance(asked, list) and bool(asked) and all(isinstance(t, str) for t in asked)
-        if not texts or not isinstance(edit, str):
-            raise ValueError(
-                f'expected {{"prompt": [text, ...], "edit_request": text}}, got {entry!r:.80}'
-            )
-        assert isinstance(asked, list)
+        match entry:
+            case {"prompt": str(only), "edit_request": str(edit)}:
+                asked = [only]
+            case {"prompt": [str(), *_] as asked, "edit_request": str(edit)} if _are_texts(asked):
+                pass
+            case _:
+                raise ValueError(
+                    f'expected {{"prompt": [text, ...], "edit_request": text}}, got {entry!r:.80}'
+                )
         for number, text in enumerate(asked, 1):
             wanted = key if len(asked) == 1 else f"{key}-{number}"
-            name = _free(_slug(wanted), {**self._pairs, **self._comparisons})
+            name = self._free(_slug(wanted))
             self._pairs[name] = {
                 "id": name,
                 "critique_request": _bare(text),
@@ -145,8 +146,7 @@ class _Importer:
             }
 
     def _add_comparison(self, path: Path, key: str, text: str) -> None:
-        number = len(self._comparisons) + 1
-        name = _free(f"compare-{number}", {**self._pairs, **self._comparisons})
+        name = self._free(f"compare-{len(self._comparisons) + 1}")
         self._comparisons[name] = {
             "id": name,
             "comparison_instruction": _bare(text),
@@ -173,22 +173,27 @@ class _Importer:
         self._critiques.append((f"{key} in {path.name}", exemplar))
 
     def _add_choice(self, path: Path, key: str, entry: Mapping[str, Any]) -> None:
-        better, worse = (_first(entry.get(name)) for name in ("corrects", "incorrects"))
-        asked = entry.get("prompt")
-        if not isinstance(asked, str) or better is None or worse is None:
-            raise ValueError(
-                'expected {"prompt": text, "corrects": [text], "incorrects": [text]}, got the keys '
-                f"{sorted(entry)}; chains of thought are no exemplars here: leave that file out"
-            )
-        messages = _messages([turn for turn in _turns(asked) if turn[1]])
-        self._choices.append({"conversation": messages, "better": better, "worse": worse})
+        match entry:
+            case {
+                "prompt": str(asked),
+                "corrects": [str(better), *_],
+                "incorrects": [str(worse), *_],
+            }:
+                messages = _messages([turn for turn in _turns(asked) if turn[1]])
+                self._choices.append({"conversation": messages, "better": better, "worse": worse})
+            case _:
+                raise ValueError(
+                    'expected {"prompt": text, "corrects": [text], "incorrects": [text]}, got the '
+                    f"keys {sorted(entry)}; chains of thought are no exemplars here: leave that "
+                    "file out"
+                )
 
     def _principle_of(self, requests: tuple[str, str], source: str) -> str:
         """The principle with these requests, which is added if there is none."""
         for name, pair in self._pairs.items():
             if (pair["critique_request"], pair["revision_request"]) == requests:
                 return name
-        name = _free("exemplar", {**self._pairs, **self._comparisons})
+        name = self._free("exemplar")
         asked, edit = requests
         self._pairs[name] = {
             "id": name,
@@ -197,6 +202,12 @@ class _Importer:
             "provenance": f"The requests of the exemplar {source}",
         }
         return name
+
+    def _free(self, name: str) -> str:
+        """The name, or the first of name-2, name-3, ... that no principle has."""
+        taken = self._pairs.keys() | self._comparisons.keys()
+        candidates = chain([name], (f"{name}-{number}" for number in count(2)))
+        return next(one for one in candidates if one not in taken)
 
     def _placed(self, index: int, choice: Entry) -> Entry:
         names = list(self._comparisons)
@@ -215,12 +226,7 @@ class _Importer:
 
 
 def _content(path: Path) -> Any:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConstitutionError(
-            str(path), [Problem(text=f"cannot be read as UTF-8 text: {error}")]
-        ) from error
+    text = read_text(path)
     if path.suffix == ".txt":
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
@@ -239,6 +245,10 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"expected each name once, {key!r} is there twice: rename one")
         found[key] = value
     return found
+
+
+def _are_texts(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _bare(text: str) -> str:
@@ -261,16 +271,5 @@ def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"role": _ROLES[label], "content": said} for label, said in turns]
 
 
-def _first(texts: Any) -> str | None:
-    is_list = isinstance(texts, list) and bool(texts) and isinstance(texts[0], str)
-    return str(texts[0]) if is_list else None
-
-
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "principle"
-
-
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    """The name, or the first of name-2, name-3, ... that is free."""
-    candidates = (name, *(f"{name}-{number}" for number in range(2, len(taken) + 3)))
-    return next(one for one in candidates if one not in taken)

@@ -30,6 +30,15 @@ def load(path: str | os.PathLike[str]) -> Constitution:
     Raises:
         ConstitutionError: The file cannot be read, is no YAML, or breaks a rule.
     """
+    return loads(read_text(path), source=os.fspath(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """What a file of a constitution says, in whatever form (UTF-8, with or without a mark).
+
+    Raises:
+        ConstitutionError: The file cannot be read, or is no UTF-8.
+    """
     source = os.fspath(path)
     try:
         content = Path(path).read_bytes()
@@ -40,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> Constitution:
         text = f"cannot read the constitution: {error.strerror}; check the path and its permissions"
         raise ConstitutionError(source, [Problem(text=text)]) from error
     try:
-        return loads(content.decode("utf-8-sig"), source=source)
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         text = f"expected UTF-8, got the byte {content[error.start]:#04x}: save the file as UTF-8"
