@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from solon.chat import Conversation
@@ -101,7 +102,7 @@ class Provenance:
     license: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: the digest is kept
 class Constitution:
     """A named set of principles with the exemplars that go before every prompt."""
 
@@ -113,21 +114,18 @@ class Constitution:
     critique_exemplars: tuple[CritiqueExemplar, ...] = ()
     comparison_exemplars: tuple[ComparisonExemplar, ...] = ()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over everything that can change a result: principles and exemplars.
 
-        Name, version, description and provenance are left out: renaming changes no label.
+        Name, version, description and provenance are left out: renaming changes no label. Worked
+        out once, since services tell it with every answer.
         """
         content = {
-            "principles": [
-                {
-                    **_content(asdict(replace(p, exemplars=()))),
-                    **({"exemplars": _exemplars(p.exemplars)} if p.exemplars else {}),
-                }
-                for p in self.principles
+            "principles": [asdict(p, dict_factory=_content) for p in self.principles],
+            "critique_exemplars": [
+                asdict(e, dict_factory=_content) for e in self.critique_exemplars
             ],
-            "critique_exemplars": _exemplars(self.critique_exemplars),
             "comparison_exemplars": [asdict(e) for e in self.comparison_exemplars],
         }
         # the answers of a question keep their order, which its prompt shows
@@ -171,14 +169,8 @@ class Constitution:
         )
 
 
-def _exemplars(exemplars: tuple[CritiqueExemplar, ...]) -> list[dict[str, Any]]:
-    return [_content(asdict(exemplar)) for exemplar in exemplars]
-
-
-def _content(values: dict[str, Any]) -> dict[str, Any]:
-    """What of a principle or an exemplar can change a result."""
+def _content(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What of a principle, an exemplar or a part of them can change a result."""
     return {
-        key: value
-        for key, value in values.items()
-        if key != "provenance" and (value or key not in _LATER)
+        key: value for key, value in fields if key != "provenance" and (value or key not in _LATER)
     }
