@@ -19,7 +19,7 @@ from solon.constitution.prompts import (
     revision_prompt,
 )
 from solon.critic.critic import Critic, draw_rounds
-from solon.critic.reviews import Manner, Outcome, Review, Round
+from solon.critic.reviews import PAPER, Manner, Outcome, Review, Round
 from solon.engine.base import EngineFailed, FinishReason, Sampling, Usage
 from solon.serving.errors import WeightVersionMismatch
 from solon.serving.readings import NoVerdict
@@ -320,8 +320,8 @@ def stepwise(**said: str | Said) -> FunctionEngine:
     return FunctionEngine(answer=answer)
 
 
-async def steps(engine: FunctionEngine, **manner: Any) -> Round:
-    made = Critic(engine).refine(ASKS, [STEPS], Sampling(seed=7), Manner(**manner))
+async def steps(engine: FunctionEngine, review: Review = ASKS, manner: Manner = PAPER) -> Round:
+    made = Critic(engine).refine(review, [STEPS], Sampling(seed=7), manner)
     (only,) = [one async for one in made]
     return only
 
@@ -376,9 +376,12 @@ async def test_an_answer_that_was_aborted_ends_the_chain_before_a_critique() -> 
 
 
 async def test_questions_are_skipped_where_asked_to_and_without_critiques() -> None:
-    for manner in ({"skip_questions": True}, {"skip_critique": True}):
+    for review, manner in (
+        (replace(ASKS, skip_questions=True), PAPER),
+        (ASKS, Manner(skip_critique=True)),
+    ):
         engine = stepwise()
-        made = await steps(engine, **manner)
+        made = await steps(engine, review, manner)
         assert made.answers == ()
         assert not any("Question" in c.messages[-1].content for c, _ in engine.asked)
 

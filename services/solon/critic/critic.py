@@ -84,7 +84,7 @@ class Critic:
             EngineError: As ``Engine.generate`` and, with assessments, ``Engine.score``. Rounds that
                 were yielded before are whole.
         """
-        review, expected = replace(first, skip_questions=manner.skip_questions), weight_version
+        review, expected = first, weight_version
         for number, principle in enumerate(principles, start=1):
             review = replace(review, principle=principle)
             session = Session(self._engine, weight_version=expected)
@@ -181,16 +181,14 @@ async def _critique(
 ) -> tuple[tuple[Answer, ...], Text]:
     """The answers to the principle's questions, one turn each, and the critique after them."""
     answers: list[Answer] = []
-    heeded: list[str] = []
     for number, question in enumerate(review.questions, start=1):
         seeded = replace(sampling, seed=derive_seed(sampling.seed, "question", number))
-        text = await _text(session, review.question_prompt(heeded), seeded)
+        text = await _text(session, review.question_prompt(_heeded(answers)), seeded)
         answers.append(Answer(number=number, question=question, text=text))
         if text.outcome is Outcome.ABORTED:
             unbegun = replace(text.generation, text="", tokens=())
             return tuple(answers), replace(text, generation=unbegun, seed=sampling.seed)
-        heeded.append(answers[-1].heeded)
-    return tuple(answers), await _text(session, review.critique_prompt(heeded), sampling)
+    return tuple(answers), await _text(session, review.critique_prompt(_heeded(answers)), sampling)
 
 
 async def _revision(
@@ -206,9 +204,13 @@ async def _revision(
     heeded = None
     if critique is not None and critique.outcome.has_text:
         heeded = critique.generation.text
-    prompt = review.revision_prompt(heeded, [answer.heeded for answer in answers])
+    prompt = review.revision_prompt(heeded, _heeded(answers))
     seeded = replace(sampling, seed=derive_seed(sampling.seed, "revision"))
     return await _text(session, prompt, seeded)
+
+
+def _heeded(answers: Sequence[Answer]) -> list[str]:
+    return [answer.heeded for answer in answers]
 
 
 def _made(session: Session, text: Text, answers: tuple[Answer, ...] = ()) -> Made:

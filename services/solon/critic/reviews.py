@@ -165,8 +165,6 @@ class Manner:
 
     skip_critique: bool = False
     """Revise without critiques (section 3.5 of the paper)."""
-    skip_questions: bool = False
-    """Critique at once, even by principles that have questions."""
     not_needed_below: float | None = None
     """Probability of there being something to criticise below which a round is not made, 0 to 1.
     None: every round is made, and nothing is assessed."""

@@ -99,6 +99,7 @@ class CriticServicer(critic_pb2_grpc.CriticServiceServicer):
                 principle=principles[0],
                 conversation=convert.conversation(request.conversation),
                 response=request.response,
+                skip_questions=request.skip_questions,
             ),
             principles,
             self._sampling(request.sampling),
@@ -197,7 +198,6 @@ def _given_answers(request: critic_pb2.ReviseRequest, review: Review) -> tuple[s
 def _manner(request: critic_pb2.RefineRequest) -> Manner:
     return Manner(
         skip_critique=request.skip_critique,
-        skip_questions=request.skip_questions,
         not_needed_below=request.not_needed_below if request.HasField("not_needed_below") else None,
         min_option_mass=request.min_option_mass,
     )
