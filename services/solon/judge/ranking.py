@@ -36,16 +36,17 @@ def strengths(count: int, wins: Sequence[Win]) -> list[float | None]:
     The mean over things that are connected by comparisons is 0; between groups that no comparison
     connects, strengths say nothing of each other.
     """
-    shares: list[dict[int, float]] = [{} for _ in range(count)]
-    for first, second, probability in wins:
-        surely = min(max(probability, _SUREST), 1 - _SUREST)
-        shares[first][second] = shares[first].get(second, 0.0) + surely
-        shares[second][first] = shares[second].get(first, 0.0) + 1 - surely
+    shares = _shares(count, wins)
     found: list[float | None] = [None] * count
     for group in _groups(shares):
         for index, value in _fit(group, shares).items():
             found[index] = value
     return found
+
+
+def placed(found: Sequence[float | None]) -> list[int]:
+    """The things in order of their strengths, best first; those without one last, ties as given."""
+    return sorted(range(len(found)), key=lambda i: (found[i] is None, -(found[i] or 0.0)))
 
 
 def unsettled(count: int, known: Mapping[tuple[int, int], float | None]) -> list[tuple[int, int]]:
@@ -63,8 +64,7 @@ def unsettled(count: int, known: Mapping[tuple[int, int], float | None]) -> list
     if not known:
         return list(pairwise(range(count)))
     wins = [Win(a, b, p) for (a, b), p in known.items() if p is not None]
-    found = strengths(count, wins)
-    order = sorted(range(count), key=lambda i: (found[i] is None, -(found[i] or 0.0), i))
+    order = placed(strengths(count, wins))
     neighbours = {(min(pair), max(pair)) for pair in pairwise(order)} - known.keys()
     return sorted(neighbours) or _between_groups(count, wins, known)
 
@@ -73,15 +73,23 @@ def _between_groups(
     count: int, wins: Sequence[Win], known: Mapping[tuple[int, int], float | None]
 ) -> list[tuple[int, int]]:
     """Pairs not tried yet of things that no verdicts connect, whose strengths say nothing."""
-    shares: list[dict[int, float]] = [{} for _ in range(count)]
-    for first, second, probability in wins:
-        shares[first][second] = shares[second][first] = probability
-    group = {i: number for number, of in enumerate(_groups(shares)) for i in of}
+    groups = _groups(_shares(count, wins))
+    group = {i: number for number, of in enumerate(groups) for i in of}
     return [
         (a, b)
         for a, b in combinations(range(count), 2)
         if (a, b) not in known and (group.get(a) is None or group.get(a) != group.get(b))
     ]
+
+
+def _shares(count: int, wins: Sequence[Win]) -> list[dict[int, float]]:
+    """For each thing: whom it was compared with -> what it won of those comparisons."""
+    shares: list[dict[int, float]] = [{} for _ in range(count)]
+    for first, second, probability in wins:
+        surely = min(max(probability, _SUREST), 1 - _SUREST)
+        shares[first][second] = shares[first].get(second, 0.0) + surely
+        shares[second][first] = shares[second].get(first, 0.0) + 1 - surely
+    return shares
 
 
 def _fit(group: Sequence[int], shares: Sequence[dict[int, float]]) -> dict[int, float]:

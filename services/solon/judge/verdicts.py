@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from solon.constitution import Principle
 from solon.engine import probability
 from solon.engine.base import Timing, Usage
-from solon.judge.ranking import Win, strengths
+from solon.judge.ranking import Win, placed, strengths
 from solon.serving import readings
 from solon.serving.readings import NoVerdict
 
@@ -239,19 +239,15 @@ def ranked(count: int, pairs: Sequence[PairVerdict]) -> tuple[RankedResponse, ..
     for first, second, won in wins:
         shares[first].append(won)
         shares[second].append(1 - won)
-    places = [
+    found = strengths(count, wins)
+    return tuple(
         RankedResponse(
             index=index,
-            strength=strength,
+            strength=found[index],
             win_rate=probability.mean(shares[index]) if shares[index] else None,
         )
-        for index, strength in enumerate(strengths(count, wins))
-    ]
-    return tuple(sorted(places, key=_place))
-
-
-def _place(response: RankedResponse) -> tuple[bool, float]:
-    return (response.strength is None, -(response.strength or 0.0))
+        for index in placed(found)
+    )
 
 
 def _disagree(probabilities: Sequence[float]) -> bool:
