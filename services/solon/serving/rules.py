@@ -30,6 +30,7 @@ from solon.serving.validation import (
 from solon.v1 import common_pb2, critic_pb2
 
 MOST_ROUNDS = 16
+"""Rounds of a chain at most."""
 DEFAULT_ROUNDS = 4
 """Rounds of a chain that asks for none (section 3.1 of the paper)."""
 
@@ -166,9 +167,12 @@ _REQUESTS: dict[str, dict[str, tuple[FieldRule, ...]]] = {
         "critique": (_TEXT,),
         "answers": (Count(0, 16), Each(Length(0, 262_144))),
     },
-    "RefineRequest": _ASKS_BY_PRINCIPLE
-    | {"response": (_TEXT,), "rounds": (Within(1, MOST_ROUNDS),)}
-    | {"not_needed_below": (Within(0, 1),), "min_option_mass": (Within(0, 1),)},
+    "RefineRequest": _JUDGES
+    | {
+        "response": (_TEXT,),
+        "rounds": (Within(1, MOST_ROUNDS),),
+        "not_needed_below": (Within(0, 1),),
+    },
     "AssessRequest": _JUDGES | {"response": (_TEXT,)},
     "CompareRequest": _JUDGES | {"response_a": (_TEXT,), "response_b": (_TEXT,)},
     "ScoreRequest": _JUDGES | {"response": (_TEXT,)},
