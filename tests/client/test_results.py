@@ -182,7 +182,13 @@ async def test_revise_takes_an_inline_constitution_and_a_seed_for_the_principle(
     inline = common_pb2.Constitution(name="mine", principles=[common_pb2.Principle(id="harm")])
     async with CriticClient(server.address) as client:
         result = await client.revise(
-            TALK, "Sure.", constitution=inline, critique="Bad.", answers=["A."], principle_seed=11
+            TALK,
+            "Sure.",
+            constitution=inline,
+            critique="Bad.",
+            answers=["A."],
+            skip_questions=True,
+            principle_seed=11,
         )
     assert result == RevisionResult(
         **HEAD_RESULT,
@@ -194,6 +200,7 @@ async def test_revise_takes_an_inline_constitution_and_a_seed_for_the_principle(
     assert asked.request.constitution.inline == inline
     assert asked.request.critique == "Bad."
     assert list(asked.request.answers) == ["A."]
+    assert asked.request.skip_questions
     sample = asked.request.principles.sample
     assert (sample.count, sample.seed) == (1, 11)
 
@@ -322,14 +329,22 @@ async def test_an_assessment_is_returned_whole_and_a_round_that_was_not_needed_h
     asked = record("Critic", "Refine", [skipped])
     server = await serve(asked.add)
     async with CriticClient(server.address) as client:
-        chain = client.refine(TALK, "Sure.", constitution="core", not_needed_below=0.5)
+        chain = client.refine(
+            TALK,
+            "Sure.",
+            constitution="core",
+            skip_questions=True,
+            not_needed_below=0.5,
+            min_option_mass=0.25,
+        )
         (made,) = [one async for one in chain]
     assert (made.revision_outcome, made.revision, made.assessment) == (
         Outcome.NOT_NEEDED,
         None,
         found,
     )
-    assert asked.request.not_needed_below == 0.5
+    assert (asked.request.not_needed_below, asked.request.min_option_mass) == (0.5, 0.25)
+    assert asked.request.skip_questions
 
 
 async def test_a_principle_by_id_and_by_draw_at_once_is_refused_before_any_call(

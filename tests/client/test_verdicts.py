@@ -222,6 +222,9 @@ async def test_a_ranking_returns_places_and_the_pairs_it_rests_on(serve: Any, re
     assert list(asked.request.responses) == ["Yes.", "No."]
     assert asked.request.order_mode == judge_pb2.ORDER_MODE_BOTH
     assert asked.request.pair_mode == judge_pb2.PAIR_MODE_EVERY
+    async with JudgeClient(server.address) as client:
+        await client.rank(TALK, ["Yes.", "No."], constitution="core", every_pair=False)
+    assert asked.request.pair_mode == judge_pb2.PAIR_MODE_FEWEST
 
 
 async def test_a_server_tells_what_it_is(serve: Any, record: Any) -> None:

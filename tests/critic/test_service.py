@@ -55,9 +55,9 @@ def ids(*names: str) -> common_pb2.PrincipleSelection:
     return common_pb2.PrincipleSelection(ids=common_pb2.PrincipleSelection.Ids(ids=names))
 
 
-def sample(seed: int) -> common_pb2.PrincipleSelection:
+def sample(seed: int, count: int = 1) -> common_pb2.PrincipleSelection:
     return common_pb2.PrincipleSelection(
-        sample=common_pb2.PrincipleSelection.Sample(count=1, seed=seed)
+        sample=common_pb2.PrincipleSelection.Sample(count=count, seed=seed)
     )
 
 
@@ -193,25 +193,21 @@ async def test_principles_may_come_once_each_or_by_priority(
         request = refine(principles=selection, **fields)
         return [made.principle_id async for made in stub.Refine(request)]
 
-    def once(count: int, seed: int = 5) -> common_pb2.PrincipleSelection:
-        drawn = common_pb2.PrincipleSelection.Sample(count=count, seed=seed)
-        return common_pb2.PrincipleSelection(sample=drawn)
-
     for seed in range(5):
-        three = await chosen(once(3, seed), rounds=3)
+        three = await chosen(sample(seed, 3), rounds=3)
         assert sorted(three) == ["brief", "calm", "kind"]
         # a longer chain begins as a shorter one
-        assert await chosen(once(2, seed), rounds=2) == three[:2]
+        assert await chosen(sample(seed, 2), rounds=2) == three[:2]
     everything = common_pb2.PrincipleSelection(all=common_pb2.PrincipleSelection.All())
     assert await chosen(everything) == ["brief", "kind", "calm"]
     assert await chosen(everything, rounds=2) == ["brief", "kind"]
-    for selection, rounds, field in ((once(4), 4, "sample.count"), (everything, 4, "rounds")):
+    for selection, rounds, field in ((sample(5, 4), 4, "sample.count"), (everything, 4, "rounds")):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await chosen(selection, rounds=rounds)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert field in (caught.value.details() or "")
     with pytest.raises(grpc.aio.AioRpcError, match=r"expected 1 or as many as rounds, 3, got 2"):
-        await chosen(once(2), rounds=3)
+        await chosen(sample(5, 2), rounds=3)
 
 
 STEPS = common_pb2.Constitution(
@@ -261,12 +257,30 @@ async def test_answers_come_back_by_question_and_a_revision_takes_them(
     again = {"critique": made.critique.text, "answers": answers}
     await stub.Revise(critic_pb2.ReviseRequest(**shared, **again))  # type: ignore[arg-type]
     assert engine.asked[-1][0] == in_chain
-    await stub.Critique(critic_pb2.CritiqueRequest(**shared, skip_questions=True))  # type: ignore[arg-type]
-    assert not any("Question" in m.content for m in engine.asked[-1][0].messages)
     for wrong in ({"critique": "c", "answers": ["one"]}, {"answers": ["one", "two"]}):
         with pytest.raises(grpc.aio.AioRpcError, match="answers") as caught:
             await stub.Revise(critic_pb2.ReviseRequest(**shared, **wrong))  # type: ignore[arg-type]
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_every_call_may_skip_questions_and_the_answers_of_exemplars(
+    engine: FunctionEngine, stub: critic_pb2_grpc.CriticServiceStub
+) -> None:
+    shared = {
+        "conversation": ASKED,
+        "response": "No.",
+        "constitution": common_pb2.ConstitutionSource(inline=STEPS),
+        "skip_questions": True,
+    }
+    critique = await stub.Critique(critic_pb2.CritiqueRequest(**shared))  # type: ignore[arg-type]
+    await stub.Revise(critic_pb2.ReviseRequest(**shared, critique="c"))  # type: ignore[arg-type]
+    refined = stub.Refine(critic_pb2.RefineRequest(**shared, rounds=1))  # type: ignore[arg-type]
+    (made,) = [one async for one in refined]
+    assert (len(critique.answers), len(made.answers)) == (0, 0)
+    # a critique, a revision, and one of each in the chain
+    assert len(engine.asked) == 4
+    said = [m.content for prompt, _ in engine.asked for m in prompt.messages]
+    assert not any("Question" in text or "shown" in text for text in said)
 
 
 async def test_a_response_is_assessed_by_every_principle_without_any_generation(
