@@ -215,6 +215,18 @@ async def test_another_service_at_the_address_is_an_unexpected_status(
     assert type(await failure_of(server.address, question)) is errors.UnexpectedStatus
 
 
+@pytest.mark.parametrize(
+    ("metadata", "kind"),
+    [({"queue_seconds": "615.7"}, errors.DeadlineInQueue), ({}, errors.DeadlineExceeded)],
+)
+async def test_no_time_in_the_queue_and_no_time_at_all_are_told_apart_by_a_field(
+    serve: Any, refuse: Any, question: Conversation, metadata: Any, kind: type[errors.SolonError]
+) -> None:
+    late = grpc.StatusCode.DEADLINE_EXCEEDED
+    server = await serve(policy(lambda _, c: refuse(c, late, "DEADLINE", metadata=metadata)))
+    assert type(await failure_of(server.address, question)) is kind
+
+
 async def test_no_answer_within_the_timeout_is_deadline_exceeded_and_not_repeated(
     serve: Any, question: Conversation
 ) -> None:

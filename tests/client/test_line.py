@@ -19,6 +19,8 @@ from tests.clock import Clock
 ANSWER = common_pb2.Completion(text="Yes.", finish_reason=common_pb2.FINISH_REASON_STOP)
 FULL = errors.Overloaded("the queue is full")
 GONE = errors.Unavailable("nobody answers")
+NO_TIME = errors.DeadlineInQueue("the deadline would pass in the queue")
+LATE = errors.DeadlineExceeded("the deadline passed")
 
 
 class Places(policy_pb2_grpc.PolicyServiceServicer):
@@ -98,12 +100,15 @@ async def test_without_patience_no_call_waits_for_another(
     assert sum(isinstance(end, errors.Overloaded) for end in ended) == 49
 
 
-async def test_the_bound_falls_to_what_the_servers_hold_and_grows_with_the_answers() -> None:
+@pytest.mark.parametrize("refusal", [FULL, NO_TIME])
+async def test_the_bound_falls_to_what_the_servers_hold_and_grows_with_the_answers(
+    refusal: errors.SolonError,
+) -> None:
     line = Line(60)
     await enter(line, 100)
     assert line.limit == math.inf
     for _ in range(50):
-        await fail(line, FULL)
+        await fail(line, refusal)
     assert (line.in_flight, line.limit) == (50, 45)
     waiting = [asyncio.ensure_future(line.enter(line.ticket())) for _ in range(30)]
     await asyncio.sleep(0)
@@ -203,3 +208,49 @@ async def test_a_mistake_of_the_caller_changes_no_bound() -> None:
     await enter(line, 5)
     await fail(line, errors.InvalidArgument("no"))
     assert (line.in_flight, line.limit) == (4, math.inf)
+
+
+async def late(line: Line, meanwhile: Callable[[], Any]) -> bool:
+    """Whether a call that is late may have been for the others that were in flight."""
+    with pytest.raises(errors.DeadlineExceeded), line.turn() as turn:  # noqa: PT012
+        await meanwhile()
+        raise LATE
+    return turn.crowded
+
+
+async def nothing() -> None:
+    pass
+
+
+async def test_where_late_is_better_than_never_the_bound_is_what_is_done_in_a_calls_time() -> None:
+    line = Line(60, retry_late=True)
+    await enter(line, 100)
+
+    async def meanwhile() -> None:
+        for _ in range(20):
+            answer(line)
+
+    assert await late(line, meanwhile)
+    assert line.limit == 18
+
+
+async def test_elsewhere_a_deadline_that_passed_changes_no_bound() -> None:
+    line = Line(60)
+    await enter(line, 2)
+    assert not await late(line, nothing)
+    assert line.limit == math.inf
+
+
+async def test_a_call_is_late_by_itself_only_if_no_other_was_in_flight() -> None:
+    line = Line(60, retry_late=True)
+    await enter(line, 1)
+    assert not await late(line, nothing)
+    await enter(line, 2)
+    assert await late(line, nothing)
+
+    async def another() -> None:
+        line.limit = 2
+        await enter(line, 1)
+        answer(line)
+
+    assert await late(line, another)

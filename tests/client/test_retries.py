@@ -14,6 +14,7 @@ from solon.client import CriticClient, PolicyClient, errors
 from solon.client.line import Line
 from solon.client.retry import Retries, RetryPolicy
 from solon.v1 import common_pb2, critic_pb2, critic_pb2_grpc, policy_pb2, policy_pb2_grpc
+from tests.clock import Clock
 
 Context = grpc.aio.ServicerContext[Any, Any]
 STOPPED = common_pb2.FINISH_REASON_STOP
@@ -232,6 +233,45 @@ async def test_the_patience_begins_with_the_first_failure_not_with_the_call() ->
     with pytest.raises(errors.Unavailable) as caught:
         await retries.wait_after(errors.Unavailable("gone"))
     assert caught.value.__notes__ == ["gave up after 2 attempts in 61.0 s"]
+
+
+async def test_patience_with_a_crowd_begins_anew_whenever_another_call_is_answered() -> None:
+    clock = Clock()
+    line = Line(60, clock=clock)
+    retries = Retries(RetryPolicy(retry_for=60, first_delay=0.001), line, clock=clock)
+
+    async def refused(error: errors.SolonError) -> None:
+        await retries.turn()
+        with pytest.raises(type(error)), retries.attempt():
+            raise error
+        await retries.wait_after(error)
+
+    no_time = errors.DeadlineInQueue("the deadline would pass in the queue")
+    for _ in range(5):
+        await refused(no_time)
+        await line.enter(line.ticket())
+        with line.turn():
+            clock.now += 50
+    clock.now += 50
+    await refused(no_time)
+    clock.now += 11
+    with pytest.raises(errors.DeadlineInQueue) as caught:
+        await refused(no_time)
+    assert caught.value.__notes__ == ["gave up after 7 attempts in 311.0 s"]
+
+
+async def test_answers_to_others_give_no_patience_with_a_service_that_is_gone() -> None:
+    clock = Clock()
+    line = Line(60, clock=clock)
+    retries = Retries(RetryPolicy(retry_for=60, first_delay=0.001), line, clock=clock)
+    gone = errors.Unavailable("gone")
+    await retries.wait_after(gone)
+    clock.now = 61
+    await line.enter(line.ticket())
+    with line.turn():
+        pass
+    with pytest.raises(errors.Unavailable):
+        await retries.wait_after(gone)
 
 
 def test_pauses_grow_to_their_bound_and_are_never_shorter_than_asked_for() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 
 import grpc
 import pytest
 
 from solon.chat import Conversation
+from solon.client import ChainOfThought, JudgeClient, errors
 from solon.constitution import AbsoluteQuestion, Constitution, Principle, draw
 from solon.constitution.prompts import OPTION_A
-from solon.engine.base import Unsupported
+from solon.engine.base import Load, Unsupported
 from solon.judge.server import ROLE
 from solon.serving.testing import FunctionEngine, running
 from solon.v1 import common_pb2, judge_pb2, judge_pb2_grpc
@@ -212,3 +215,59 @@ async def test_an_engine_without_logprobs_cannot_judge(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Compare(compare())
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@dataclass(kw_only=True)
+class Slow(FunctionEngine):
+    """Says that whoever comes after so many would wait a little longer than they have time."""
+
+    busy: int
+    time: float
+
+    def load(self) -> Load:
+        return replace(super().load(), wait=self.time + 0.05 if self.running >= self.busy else 0)
+
+
+async def test_a_slow_judge_that_is_asked_too_much_at_once_is_asked_less_and_answers_all() -> None:
+    engine = Slow(logprob=logprob, busy=60, time=30)
+    engine.gate.clear()
+    thought = ChainOfThought(chains=10)
+
+    async def ask(judge: JudgeClient, number: int) -> float | None:
+        text = f"{number}"
+        conversation = Conversation.from_user(text)
+        compared = await judge.compare(
+            conversation,
+            *("No.", "Gladly."),
+            constitution="core",
+            principle_ids=["kind"],
+            chain_of_thought=thought,
+            request_id=text,
+        )
+        return compared.probability_a
+
+    async with (
+        running(ROLE, engine, constitutions=[CORE]) as address,
+        JudgeClient(address, timeout=engine.time) as judge,
+    ):
+        together = [asyncio.ensure_future(ask(judge, number)) for number in range(40)]
+        while judge.retried < 37:
+            await asyncio.sleep(0)
+        assert engine.running == 60
+        engine.gate.set()
+        crowded = await asyncio.gather(*together)
+        # what was refused for want of time had not been begun
+        assert len(engine.asked) == 40 * 20
+        assert crowded == [pytest.approx(0.5)] * 40
+
+
+async def test_a_call_that_is_refused_for_want_of_time_until_its_patience_ends_is_late() -> None:
+    engine = Slow(logprob=logprob, busy=0, time=30)
+    async with (
+        running(ROLE, engine, constitutions=[CORE]) as address,
+        JudgeClient(address, timeout=engine.time, retry_for=0.05) as judge,
+    ):
+        with pytest.raises(errors.DeadlineExceeded) as caught:
+            await judge.score(Conversation.from_user("Hi"), "Hello.", constitution="core")
+    assert "allow more time" in str(caught.value)
+    assert engine.scored == []

@@ -378,6 +378,8 @@ async def test_a_call_that_would_miss_its_deadline_in_the_queue_is_refused_befor
     seen = told(caught.value)
     assert (seen.code, seen.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
     assert "30.0 s" in seen.message
+    assert seen.metadata["queue_seconds"] == "30.000"
+    assert seen.retry_after == pytest.approx(10, abs=2)
     assert engine.asked == []
     await stub.Generate(request_of(), timeout=60)
     await stub.Generate(request_of())

@@ -39,7 +39,7 @@ CAUSES: dict[str, Exception] = {
     "UNAVAILABLE NOT_SERVING": errors.NotServing(),
     "UNAVAILABLE PAUSED": base.Paused("paused"),
     "UNAVAILABLE BACKEND_UNAVAILABLE": base.BackendUnavailable("no answer"),
-    "DEADLINE_EXCEEDED DEADLINE": errors.DeadlinePassed(2.0),
+    "DEADLINE_EXCEEDED DEADLINE": errors.DeadlinePassed(),
     "UNAUTHENTICATED NOT_AUTHORIZED": errors.NotAuthenticated("no token"),
     "PERMISSION_DENIED NOT_AUTHORIZED": errors.NotPermitted("chat", "control"),
     "INTERNAL ENGINE_FAILED": base.EngineFailed("lost the device"),

@@ -58,6 +58,7 @@ class ServiceClient:
         *,
         timeout: float = 300.0,
         retry_for: float = 60.0,
+        retry_late: bool = False,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         tls: Tls | None = None,
         token: str | None = None,
@@ -70,8 +71,12 @@ class ServiceClient:
             timeout: Deadline of one attempt at a call, seconds. For a stream, of all of it.
             retry_for: Seconds after a call's first failure within which it is tried again; 0 is
                 never. Longer than a restart takes, and a restart goes unnoticed. Unless it is 0,
-                no more calls are in flight than the servers take (see ``line``): the others wait
-                here, which counts neither towards this time nor towards a deadline.
+                no more calls are in flight than the servers take and can do in ``timeout`` (see
+                ``line``): the others wait here, which counts neither towards this time nor
+                towards a deadline. A call that is refused for what else is in flight is given up
+                only when no other has been answered for so long.
+            retry_late: Also try a call again whose deadline passed with others in flight, among
+                fewer: for batches, where late is better than never. One that was alone fails.
             max_message_bytes: Bound of a reply.
             tls: How to encrypt, and whom to trust. None: plain text.
             token: Bearer token, shown with every call.
@@ -91,7 +96,7 @@ class ServiceClient:
         self.address = address
         self._timeout = timeout
         self._retry = RetryPolicy(retry_for=retry_for)
-        self._line = Line(retry_for)
+        self._line = Line(retry_for, retry_late=retry_late)
         self._max_message_bytes = max_message_bytes
         self._open: grpc.aio.Channel | None = None
         self._methods: object = None

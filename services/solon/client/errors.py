@@ -21,7 +21,8 @@ answered. Knows nothing of channels or retries, except which errors are worth on
     │   ├── NotServing               the model is loading, or the server drains
     │   ├── Paused                   paused by the control plane
     │   └── BackendUnavailable       the engine's backend cannot be reached
-    ├── DeadlineExceeded
+    ├── DeadlineExceeded             no result in time
+    │   └── DeadlineInQueue          the queue was too long to begin: ``retry_after`` (retried)
     ├── NotAuthorized
     ├── RequestIdReused
     ├── MessageTooLarge              above the client's or the server's bound
@@ -169,6 +170,10 @@ class DeadlineExceeded(SolonError):
     """No result within the call's ``timeout``."""
 
 
+class DeadlineInQueue(DeadlineExceeded):
+    """No work was begun: ``metadata["queue_seconds"]`` of waiting are more than the ``timeout``."""
+
+
 class NotAuthorized(SolonError):
     """No credential, a wrong one, or one without the scope."""
 
@@ -243,7 +248,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, request_id: str = "") -> Solo
     A reason that this client does not know (a newer server's) is classed by its status code.
     """
     details = _Details.of(error)
-    return _class_of(error, details.reason)(
+    return _class_of(error, details)(
         details.message or error.details() or error.code().name,
         code=error.code(),
         reason=details.reason,
@@ -254,9 +259,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, request_id: str = "") -> Solo
     )
 
 
-def _class_of(error: grpc.aio.AioRpcError, reason: str) -> type[SolonError]:
-    if reason in BY_REASON:
-        return BY_REASON[reason]
+def _class_of(error: grpc.aio.AioRpcError, details: _Details) -> type[SolonError]:
+    if details.reason == "DEADLINE" and "queue_seconds" in details.metadata:
+        return DeadlineInQueue
+    if details.reason in BY_REASON:
+        return BY_REASON[details.reason]
     # gRPC reports an oversized message and a full server by one code; only the text tells
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than" in (
         error.details() or ""

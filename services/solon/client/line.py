@@ -1,10 +1,13 @@
 """How many calls a client has in flight: as many as the servers take, the others wait in turn.
 
-Without a bound until a server pushes back. Then the bound falls to what the servers still hold,
-and grows again with every answer: at once by one until it meets another refusal, from there by one
-for as many answers as it is large (additive increase, multiplicative decrease, as in RFC 5681). Of
-a service that does not answer at all one call asks while the others wait, so that no storm of
-retries meets it when it comes back. Knows nothing of gRPC.
+Without a bound until a server pushes back: its queue is full, or so long that a call's deadline
+would pass in it. Then the bound falls to what the servers still hold, and grows again with every
+answer: at once by one until it meets another refusal, from there by one for as many answers as it
+is large (additive increase, multiplicative decrease, as in RFC 5681). Of a service that does not
+answer at all one call asks while the others wait, so that no storm of retries meets it when it
+comes back. Where late is better than never, a deadline that passed among other calls counts as a
+refusal, too; one that passed with no other call in flight is an answer: it cannot be done in time.
+Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -17,22 +20,50 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from solon.client.errors import DeadlineExceeded, Overloaded, SolonError, Unavailable
+from solon.client.errors import (
+    DeadlineExceeded,
+    DeadlineInQueue,
+    Overloaded,
+    SolonError,
+    Unavailable,
+)
 
 _DECREASE = 0.9
 """Of what the servers held when they refused more: leaves room for other clients to grow."""
 
 
+@dataclass(slots=True)
+class Turn:
+    """One call's time in flight."""
+
+    answered: int
+    """Calls that were answered before it."""
+    begun: int
+    """Calls that had had a turn when it began, itself included."""
+    alone: bool
+    """Whether no other call was in flight then."""
+    crowded: bool = False
+    """Whether it failed, and might not have with fewer in flight."""
+
+
 class Line:
     """The calls of one client, those in flight and those that wait."""
 
-    def __init__(self, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        patience: float,
+        *,
+        retry_late: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Nobody calls yet, and no bound is known.
 
         Args:
             patience: Seconds without one answer after which those that wait are sent away with
                 the last error. 0: no call waits for another.
+            retry_late: Whether fewer calls are to be in flight when a deadline passed among others.
             clock: Seconds, never falling.
         """
         self.in_flight = 0
@@ -41,12 +72,17 @@ class Line:
         """Calls that may have it at the same time, >= 1."""
         self.retried = 0
         """Attempts that failed and were followed by another."""
+        self.answered_at = -math.inf
+        """When the last answer came, by the clock."""
         self._patience = patience
+        self._retry_late = retry_late
         self._clock = clock
         self._steep_until = math.inf
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._tickets = itertools.count()
         self._failing_since: float | None = None
+        self._answers = 0
+        self._begun = 0
 
     @property
     def waiting(self) -> int:
@@ -65,7 +101,7 @@ class Line:
         """
         # then nobody waits: whoever leaves lets in as many as there is room for
         if self.in_flight < self.limit:
-            self.in_flight += 1
+            self._begin()
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (ticket, future))
@@ -78,17 +114,23 @@ class Line:
             raise
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[Turn]:
         """The turn that ``enter`` waited for; learns from how the block ends."""
+        turn = Turn(answered=self._answers, begun=self._begun, alone=self.in_flight == 1)
         try:
-            yield
+            yield turn
         except SolonError as error:
-            self._failed(error)
+            turn.crowded = self._is_crowded(error, turn)
+            self._failed(error, turn)
             raise
         except BaseException:
             self._leave()
             raise
         self._answered()
+
+    def _begin(self) -> None:
+        self.in_flight += 1
+        self._begun += 1
 
     def _leave(self) -> None:
         self.in_flight -= 1
@@ -98,20 +140,28 @@ class Line:
         while self._waiting and self.in_flight < self.limit:
             _, future = heapq.heappop(self._waiting)
             if not future.done():
-                self.in_flight += 1
+                self._begin()
                 future.set_result(None)
 
     def _answered(self) -> None:
         self._failing_since = None
+        self.answered_at = self._clock()
+        self._answers += 1
         # a bound that nobody meets says nothing of what the servers would take
         if self._waiting or self.in_flight >= self.limit:
             self.limit += 1 if self.limit < self._steep_until else 1 / self.limit
         self._leave()
 
-    def _failed(self, error: SolonError) -> None:
+    def _is_crowded(self, error: SolonError, turn: Turn) -> bool:
+        if isinstance(error, (Overloaded, DeadlineInQueue)):
+            return True
+        had_company = not turn.alone or self._begun > turn.begun
+        return self._retry_late and isinstance(error, DeadlineExceeded) and had_company
+
+    def _failed(self, error: SolonError, turn: Turn) -> None:
         self.in_flight -= 1
         if self._patience and isinstance(error, (Overloaded, Unavailable, DeadlineExceeded)):
-            self._follow(error)
+            self._follow(error, turn)
             now = self._clock()
             if self._failing_since is None:
                 self._failing_since = now
@@ -120,9 +170,12 @@ class Line:
                 self._send_away(error)
         self._let_in()
 
-    def _follow(self, error: SolonError) -> None:
-        held = self.in_flight
-        if isinstance(error, Overloaded):
+    def _follow(self, error: SolonError, turn: Turn) -> None:
+        held: float = self.in_flight
+        if turn.crowded:
+            if not isinstance(error, (Overloaded, DeadlineInQueue)):
+                # by Little's law, what is done in one call's time is what may be in flight
+                held = self._answers - turn.answered
             self.limit = self._steep_until = max(1.0, min(self.limit, held * _DECREASE))
         elif isinstance(error, Unavailable):
             self.limit = max(1.0, min(self.limit, held))

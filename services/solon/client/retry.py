@@ -1,8 +1,9 @@
 """When to try a call again, and after how long.
 
 Exponential backoff with full jitter between bounds, never sooner than the server asked for
-(google.rpc.RetryInfo), within a total time. Safe because every call of Solon's contract may be
-repeated: generation is seeded, judgement has no effect. Knows nothing of gRPC.
+(google.rpc.RetryInfo), within a total time. A call that fails only because too much is in flight
+uses up none of it while others are answered: its turn will come. Safe because every call of Solon's
+contract may be repeated: generation is seeded, judgement has no effect. Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from solon.client.errors import Overloaded, SolonError, Unavailable
-from solon.client.line import Line
+from solon.client.errors import DeadlineInQueue, Overloaded, SolonError, Unavailable
+from solon.client.line import Line, Turn
 
 Result = TypeVar("Result")
 
-RETRYABLE = (Overloaded, Unavailable)
-"""Errors after which the same call may succeed."""
+RETRYABLE = (Overloaded, Unavailable, DeadlineInQueue)
+"""Errors after which the same call may succeed, even with as much in flight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,8 @@ class RetryPolicy:
 
     retry_for: float = 60.0
     """Seconds after a call's first failure within which another attempt may start; 0 is never.
-    Longer than a service takes to restart, and a restart goes unnoticed."""
+    Longer than a service takes to restart, and a restart goes unnoticed. Where more is in flight
+    than the servers can do, the seconds begin anew with every other call that is answered."""
     first_delay: float = 0.1
     """Upper bound of the first pause, seconds."""
     longest_delay: float = 2.0
@@ -76,6 +78,7 @@ class Retries:
         self._clock = clock
         self._failed_since: float | None = None
         self._failures = 0
+        self._turn: Turn | None = None
 
     async def turn(self) -> None:
         """Return when the next attempt may start, as far as other calls are concerned.
@@ -88,9 +91,11 @@ class Retries:
         if self._failed_since is not None:
             self._failed_since += self._clock() - came
 
-    def attempt(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
         """What an attempt runs in, after ``turn``."""
-        return self._line.turn()
+        with self._line.turn() as self._turn:
+            yield
 
     def forget(self) -> None:
         """The call got somewhere: what failed before is over."""
@@ -103,7 +108,8 @@ class Retries:
         Raises:
             SolonError: ``error`` itself, if it is not worth a retry or the time is used up.
         """
-        if not isinstance(error, RETRYABLE):
+        crowded = self._turn is not None and self._turn.crowded
+        if not (crowded or isinstance(error, RETRYABLE)):
             raise error
         now = self._clock()
         if self._failed_since is None:
@@ -111,7 +117,9 @@ class Retries:
         self._failures += 1
         pause = self._policy.delay(self._failures, error.retry_after)
         elapsed = now - self._failed_since
-        if elapsed + pause > self._policy.retry_for:
+        # while others are answered, a call in a crowd has only not had its turn
+        in_vain = min(elapsed, now - self._line.answered_at) if crowded else elapsed
+        if in_vain + pause > self._policy.retry_for:
             error.add_note(f"gave up after {self._failures} attempts in {elapsed:.1f} s")
             raise error
         self._line.retried += 1

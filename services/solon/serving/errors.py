@@ -10,6 +10,7 @@ Exceptions::
     ├── WeightVersionMismatch   the weights are others than the caller expects
     ├── NotServing              the model is not loaded yet
     ├── DeadlinePassed          nobody waits for the answer any more
+    ├── DeadlineInQueue         nobody would wait any more when work could begin
     ├── RequestIdReused         the request_id names another body
     ├── NotAuthenticated        no credential, or a wrong one
     └── NotPermitted            the credential lacks the scope
@@ -133,16 +134,24 @@ class NotServing(ServiceError):
 
 
 class DeadlinePassed(ServiceError):
-    """The caller's deadline has passed, or will have before the work could begin."""
+    """The caller's deadline has passed."""
 
-    def __init__(self, wait: float | None = None) -> None:
-        """``wait``: seconds that the work would have had to wait; None: it was late already."""
-        when = (
-            "had passed before any work began"
-            if wait is None
-            else f"would pass in the queue, where the work would wait {wait:.1f} s"
+    def __init__(self) -> None:
+        """Nothing to say but that."""
+        super().__init__("the deadline had passed before any work began: allow more time")
+
+
+class DeadlineInQueue(ServiceError):
+    """The caller's deadline would pass before work could begin: too much waits already."""
+
+    def __init__(self, wait: float, *, retry_after: float) -> None:
+        """``wait``: seconds until work could begin. ``retry_after``: until it would in time."""
+        super().__init__(
+            f"the deadline would pass in the queue, where the work would wait {wait:.1f} s: have "
+            "fewer calls in flight, or allow more time",
+            metadata={"queue_seconds": f"{wait:.3f}"},
+            retry_after=retry_after,
         )
-        super().__init__(f"the deadline {when}: allow more time")
 
 
 class RequestIdReused(ServiceError):

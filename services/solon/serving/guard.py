@@ -25,10 +25,10 @@ from google.protobuf.message import DecodeError, Message
 
 from solon import tracing
 from solon.engine.base import Engine, EngineError, Overloaded
-from solon.engine.pace import retry_after
+from solon.engine.pace import bounded, retry_after
 from solon.serving import bodies, rules
 from solon.serving.answers import Answer, Answers, Key, Put, Work
-from solon.serving.errors import DeadlinePassed, InvalidFields, NotServing
+from solon.serving.errors import DeadlineInQueue, DeadlinePassed, InvalidFields, NotServing
 from solon.serving.health import Health, Phase
 from solon.serving.logs import cause
 from solon.serving.metrics import Metrics
@@ -398,14 +398,15 @@ def refuse_if_late(seconds_left: float | None, wait: float = 0.0) -> None:
         wait: Seconds until work that comes now would begin.
 
     Raises:
-        DeadlinePassed: Too little time is left.
+        DeadlinePassed: No time is left.
+        DeadlineInQueue: Too little is left.
     """
     if seconds_left is None:
         return
     if seconds_left <= 0:
         raise DeadlinePassed
     if seconds_left < wait:
-        raise DeadlinePassed(wait)
+        raise DeadlineInQueue(wait, retry_after=bounded(wait - seconds_left))
 
 
 def _log_failure(call: _Call, failure: Failure, error: Exception) -> None:

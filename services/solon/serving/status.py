@@ -56,6 +56,7 @@ _ROWS: tuple[tuple[type[Exception], StatusCode, errors_pb2.ErrorReason.ValueType
     ),
     (errors.NotServing, StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_NOT_SERVING),
     (errors.DeadlinePassed, StatusCode.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_DEADLINE),
+    (errors.DeadlineInQueue, StatusCode.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_DEADLINE),
     (
         errors.RequestIdReused,
         StatusCode.ALREADY_EXISTS,

@@ -180,7 +180,7 @@ async def _test(options: argparse.Namespace) -> int:
 
     constitution = load(resolve(options.constitution))
     pairs = load_pairs(options.labelled)
-    connection = calls.connection(options) | {"retry_for": 60.0}
+    connection = calls.connection(options) | {"retry_for": 60.0, "retry_late": True}
     with Progress(console=rich.console.Console(stderr=True)) as progress:
         task = progress.add_task("pairs", total=len(pairs))
         async with JudgeClient(options.address, **connection) as judge:

@@ -14,11 +14,17 @@ from solon.trainer.launch.errors import LaunchError
 EXPECTED = (TrainerError, ConstitutionError, LaunchError, SolonError, TracingError)
 """Everything else is a defect, and shows its traceback."""
 
+_LATE = (
+    "raise services.call_timeout, or ask for less in a call (chains, principles, max_tokens), and "
+    "go on with --resume"
+)
 _ADVICE = {
     "CONTEXT_EXCEEDED": "lower max_tokens in the configuration, or shorten the prompts",
     "UNAVAILABLE": "when the service is up again, go on with --resume",
     "NOT_SERVING": "when the service is up again, go on with --resume",
     "ENGINE_FAILED": "the service's log, in the run's logs/, says more",
+    "DEADLINE": _LATE,
+    "DEADLINE_EXCEEDED": _LATE,
 }
 
 
@@ -27,6 +33,8 @@ _CALL_ADVICE = {
     "NOT_SERVING": "try again when `solon status` says SERVING",
     "NOT_AUTHORIZED": "the token is taken from the environment variable SOLON_TOKEN",
     "CONTEXT_EXCEEDED": "shorten the conversation",
+    "DEADLINE": "allow more time with --timeout",
+    "DEADLINE_EXCEEDED": "allow more time with --timeout",
 }
 """The same for a call by hand, where there is no run to go on with."""
 

@@ -183,6 +183,11 @@ class Fleet:
         found = self.judges().values() or [self._connected["judge"]]
         return ", ".join(one.info.model for one in found)
 
+    @property
+    def retried(self) -> int:
+        """Attempts at calls that failed and were followed by another, so far."""
+        return sum(one.client.retried for one in self._connected.values())
+
     def address(self, role: Role) -> str:
         """Where the service is."""
         return self._connected[role].address
@@ -344,6 +349,8 @@ def _how(config: RunConfig, service: ServiceConfig) -> dict[str, Any]:
     return {
         "timeout": config.services.call_timeout,
         "retry_for": config.services.retry_for,
+        # a run has time: a slow service makes it slow, and does not end it
+        "retry_late": True,
         "tls": Tls(**service.tls.model_dump()) if service.tls else None,
         "token": os.environ.get(service.token_env) if service.token_env else None,
         "allow_plain_token": service.allow_plain_token,

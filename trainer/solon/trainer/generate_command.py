@@ -143,7 +143,7 @@ async def _policy(
     from solon.trainer.config import model_source  # noqa: PLC0415
     from solon.trainer.launch.local import LocalServices, ServiceSpec  # noqa: PLC0415
 
-    how = calls.connection(options) | {"retry_for": _RETRY_SECONDS}
+    how = calls.connection(options) | {"retry_for": _RETRY_SECONDS, "retry_late": True}
     async with AsyncExitStack() as stack:
         address, local = options.address, None
         if address is None:

@@ -197,7 +197,7 @@ class Pipeline:
                     context = self._context(stage, prompts, fleet, progress)
                     if stage == "evaluate" and self._reuse is not None:
                         self._reuse.take_answers(key, context.weights)
-                    summary = await fleet.guard(_awaited(_DATA_STAGES[stage](context)))
+                    summary = await fleet.guard(_make(stage, context))
                 elif fleet is not None and roles(self._config, stage):
                     judge = fleet.address("judge")
                     summary = await fleet.guard(self._train(stage, prompts, progress, judge))
@@ -298,8 +298,12 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-async def _awaited(work: Awaitable[Summary]) -> Summary:
-    return await work
+async def _make(stage: Stage, context: StageContext) -> Summary:
+    before = context.fleet.retried
+    summary = await _DATA_STAGES[stage](context)
+    if again := context.fleet.retried - before:
+        context.progress.note(f"{stage}: {again:,} calls that were refused or failed were repeated")
+    return summary
 
 
 def _figures(summary: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ from solon.engine.hf.text import Codec
 from solon.engine.hf.weights import Base, read_weights
 from solon.engine.hf.worker import Worker
 from solon.engine.options import EngineOptions, read_extra
-from solon.engine.pace import Pace
+from solon.engine.pace import Pace, retry_after
 
 T = TypeVar("T")
 
@@ -91,7 +91,11 @@ class TransformersEngine:
         self._mode: PauseMode | None = None
         self._closed = False
         self._serving: _Serving | None = None
-        self._pace = Pace()
+        # what is scored goes before what is generated, and takes far less: each has its own pace
+        self._paces: dict[type[GenerateJob | ScoreJob], Pace] = {
+            GenerateJob: Pace(),
+            ScoreJob: Pace(),
+        }
 
     async def start(self) -> None:
         """Load the model and answer one warm-up request."""
@@ -120,13 +124,12 @@ class TransformersEngine:
     def load(self) -> Load:
         """How busy it is."""
         worker = self._ready.worker
-        queued = worker.queued
         return Load(
-            queued=queued,
+            queued=worker.queued,
             running=worker.running,
             queue_capacity=self._options.queue_capacity,
             paused=self._mode is not None,
-            wait=self._pace.wait(queued, worker.finished),
+            wait=self._wait(),
             batches=worker.batches,
             batched_sequences=worker.batched_sequences,
         )
@@ -216,6 +219,7 @@ class TransformersEngine:
     async def resume(self) -> None:
         """Go on."""
         worker = self._ready.worker
+        self._look()
         self._mode = None
         worker.control(None)
 
@@ -278,6 +282,7 @@ class TransformersEngine:
 
     def _submit(self, job: GenerateJob | ScoreJob) -> None:
         worker = self._ready.worker
+        self._look()
         if self._mode in (PauseMode.ABORT, PauseMode.WAIT):
             raise Paused("generation is paused: try again after it is resumed")
         # a call that is larger than the queue is let in when nothing waits: else it never could be
@@ -289,12 +294,21 @@ class TransformersEngine:
 
     def _check_room(self, what: str, waiting: int, more: int, capacity: int) -> None:
         if waiting + more > capacity:
-            worker = self._ready.worker
             raise Overloaded(
                 f"{waiting} {what} wait and {more} more were asked for, but at most {capacity} may "
                 "wait: try again later",
-                retry_after=self._pace.retry_after(worker.queued, worker.finished),
+                retry_after=retry_after(self._wait()),
             )
+
+    def _look(self) -> None:
+        for kind, pace in self._paces.items():
+            pace.look(*self._ready.worker.counts(kind), paused=self._mode is not None)
+
+    def _wait(self) -> float:
+        """Seconds until all that waits has left the queue."""
+        self._look()
+        worker = self._ready.worker
+        return sum(pace.wait(worker.counts(kind)[0]) for kind, pace in self._paces.items())
 
     async def _update(self, path: str, weight_version: str, abandoned: threading.Event) -> None:
         serving = self._ready

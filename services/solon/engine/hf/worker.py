@@ -79,14 +79,13 @@ class Worker:
         self._held = False
         self._closing = False
         self._outbox: list[Callable[[], None]] = []
-        self._queued = 0
+        self._queued = {GenerateJob: 0, ScoreJob: 0}
+        self._finished = {GenerateJob: 0, ScoreJob: 0}
         self._queued_tokens = 0
         self._running = 0
         self._patience = _JOIN_STEPS
         self.weight_version = weight_version
         """The weights in use."""
-        self.finished = 0
-        """Sequences that left, for the rate."""
         self.batches = 0
         """Forward passes."""
         self.batched_sequences = 0
@@ -100,7 +99,11 @@ class Worker:
     @property
     def queued(self) -> int:
         """Sequences that wait."""
-        return self._queued
+        return sum(self._queued.values())
+
+    def counts(self, kind: type[GenerateJob | ScoreJob]) -> tuple[int, int]:
+        """Sequences of a kind of job that wait, and that have left the model since the start."""
+        return self._queued[kind], self._finished[kind]
 
     @property
     def queued_tokens(self) -> int:
@@ -119,7 +122,7 @@ class Worker:
                 self._generate.append(job)
             else:
                 self._score.append(job)
-            self._queued += job.sequences
+            self._queued[type(job)] += job.sequences
             self._queued_tokens += job.tokens
             self._wake.notify()
 
@@ -183,7 +186,7 @@ class Worker:
                 assert row.job.piece is not None
                 self._post(row.job.piece, event)
             elif isinstance(event, Made):
-                self.finished += 1
+                self._finished[GenerateJob] += 1
                 self._post(row.job.done, event)
             else:
                 self._post(row.job.fail, event)
@@ -198,7 +201,7 @@ class Worker:
     def _take(self, job: GenerateJob | ScoreJob) -> None:
         if not job.taken:
             job.taken = True
-            self._queued -= job.sequences
+            self._queued[type(job)] -= job.sequences
             self._queued_tokens -= job.tokens
 
     def _count(self, sequences: int) -> None:
@@ -282,7 +285,7 @@ class Worker:
         prompt_tokens = sum(map(len, job.prompts))
         # besides the shared tree, each prompt's last token is computed with its continuations
         computed = sum(part.tree.tokens for part, _ in done) + len(job.prompts)
-        self.finished += job.sequences
+        self._finished[ScoreJob] += job.sequences
         scores = Scores(
             logprobs=tuple(logprobs),
             prompt_tokens=prompt_tokens,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from solon import tracing
 from solon.engine.base import EngineFailed, Load, Overloaded, Paused, PauseMode
-from solon.engine.pace import Pace
+from solon.engine.pace import Pace, retry_after
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +65,7 @@ class Gate:
             running=len(self._running),
             queue_capacity=self._capacity,
             paused=self._mode is not None,
-            wait=self._pace.wait(self._queued, self._finished),
+            wait=self._wait(),
             batches=self._finished,
             batched_sequences=self._finished,
         )
@@ -85,6 +85,7 @@ class Gate:
         self._refuse(tokens)
         loop = asyncio.get_running_loop()
         entered = loop.time()
+        self._look()
         self._queued += 1
         self._queued_tokens += tokens
         self._idle.clear()
@@ -103,6 +104,7 @@ class Gate:
         finally:
             self._running.discard(place)
             self._finished += 1
+            self._look()
             _ring(place.left)
             if self._slots is not None:
                 self._slots.release()
@@ -136,6 +138,7 @@ class Gate:
 
     def resume(self) -> None:
         """Go on."""
+        self._look()
         self._mode = None
         self._abort = False
         self._open.set()
@@ -150,6 +153,14 @@ class Gate:
         self._wake()
         self._open.set()
         await self._idle.wait()
+
+    def _look(self) -> None:
+        self._pace.look(self._queued, self._finished, paused=self._mode is not None)
+
+    def _wait(self) -> float:
+        """Seconds until all that waits has left the queue."""
+        self._look()
+        return self._pace.wait(self._queued)
 
     async def _acquire(self) -> None:
         await self._open.wait()
@@ -188,14 +199,13 @@ class Gate:
         if self._queued >= self._capacity:
             raise Overloaded(
                 f"{self._queued} sequences wait, which is all that may: try again later",
-                retry_after=self._pace.retry_after(self._queued, self._finished),
+                retry_after=retry_after(self._wait()),
             )
-
         if self._queued and self._queued_tokens + tokens > self._token_capacity:
             raise Overloaded(
                 f"{self._queued_tokens} tokens wait and {tokens} more were asked for, but at most "
                 f"{self._token_capacity} may wait: try again later",
-                retry_after=self._pace.retry_after(self._queued, self._finished),
+                retry_after=retry_after(self._wait()),
             )
 
     def _check_abort(self) -> None:

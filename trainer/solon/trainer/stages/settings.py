@@ -173,9 +173,13 @@ class ServicesConfig(Settings):
     start_timeout: float = Field(default=600.0, gt=0)
     """Seconds that a service may take until it serves, above 0."""
     retry_for: float = Field(default=300.0, ge=0)
-    """Seconds for which a call that meets an unavailable or full service is tried again, >= 0."""
+    """Seconds for which a call that meets an unavailable or full service is tried again, >= 0. At a
+    full or slow service they begin anew whenever another call is answered, and fewer calls are in
+    flight from then on, until there is time for each."""
     call_timeout: float = Field(default=600.0, gt=0)
-    """Deadline of one call, in seconds, above 0."""
+    """Deadline of one call, in seconds, above 0. Longer than a call takes with no other in flight:
+    a run slows down to what its services can do in this time, but one that a single call cannot
+    keep ends it."""
     training_threads: PositiveInt | None = None
     """CPU threads of a training stage, 1 or more. None: all cores."""
     reward_device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d{1,3})?)$")
