@@ -209,8 +209,10 @@ def run_ours(settings: Mapping[str, Any]) -> None:
     import resource
 
     from solon.trainer.ppo.config import PPOConfig
+    from solon.trainer.schemas import EPISODES
     from solon.trainer.stages.rewards import Sources
     from solon.trainer.stages.rl import train_rl
+    from solon.trainer.store import RunDirectory
 
     same = ("episodes", "batch_size", "minibatches", "epochs", "learning_rate", "kl_coefficient")
     config = PPOConfig(
@@ -227,6 +229,7 @@ def run_ours(settings: Mapping[str, Any]) -> None:
         data=Path(settings["prompts"]),
         output=Path(settings["output"]),
         checkpoints=Path(settings["output"] + "-checkpoints"),
+        episodes=RunDirectory(settings["output"] + "-run").parts("rl", EPISODES),
         seed=settings["seed"],
         report=report,
     )

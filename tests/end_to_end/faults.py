@@ -28,12 +28,13 @@ import psutil
 import pyarrow.parquet as pq
 
 from solon.trainer.pipeline import weights_digest
-from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
+from solon.trainer.schemas import EPISODES, EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
 from solon.trainer.store import RunDirectory
 
 RECORDS = {
     "revisions": REVISIONS,
     "preferences": PREFERENCES,
+    "rl": EPISODES,
     "evaluation/responses": EVALUATION,
     "evaluation/pairs": JUDGED_PAIRS,
 }

@@ -12,8 +12,16 @@ from solon.constitution import load, resolve
 from solon.trainer.cli import main
 from solon.trainer.config import SAVED_NAME, RunConfig, load_config, to_yaml
 from solon.trainer.explain import explain
-from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
+from solon.trainer.schemas import (
+    EPISODES,
+    EVALUATION,
+    JUDGED_PAIRS,
+    PREFERENCES,
+    REVISIONS,
+    RL_PROMPTS_EXPORT,
+)
 from solon.trainer.session import CONSTITUTION_NAME
+from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
 
 FIRST, SECOND = "0a1b2c3d4e5f6071", "0a1bffffffffffff"
@@ -165,6 +173,61 @@ def evaluated(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return answer, judged
 
 
+ANSWERED = "e0f1a2b3c4d5e6f7"
+"""A prompt of RL alone."""
+
+
+def sampled(number: int, *, scored: bool = True) -> dict[str, Any]:
+    found = {
+        "principle_id": "harmless",
+        "weight": 1.0,
+        "score": 0.75 if scored else None,
+        "probabilities": [
+            {"answer": "No", "probability": 0.75},
+            {"answer": "Yes", "probability": 0.25},
+        ],
+        "option_mass": 0.9,
+        "no_verdict_reason": None if scored else "low_option_mass",
+    }
+    judgement = {
+        "judge": "judge",
+        "model": "the-judge",
+        "score": 0.5 if scored else None,
+        "no_verdict_reason": None if scored else "no_principle",
+        "error": None,
+        "principles": [found],
+        "constitution_digest": "f" * 64,
+        "weight_version": "initial",
+    } | TIMED
+    counted = {
+        "penalties": [{"guard": "truncation", "penalty": 0.25}],
+        "logprob": -7.0,
+        "reference_logprob": -8.0,
+        "kl": 1.0,
+        "reward": 0.125,
+        "advantage": -0.375,
+    }
+    return {
+        "id": f"{ANSWERED}:e{number}",
+        "prompt_id": ANSWERED,
+        "episode": number,
+        "batch": 4,
+        "seed": 77,
+        "place": number % 8,
+        "response": "I will [not] " + "say " * 20,
+        "finish_reason": "length",
+        "tokens": 24,
+        "scores": [
+            {"source": "judge", "weight": 2.0, "score": judgement["score"]},
+            {"source": "test", "weight": None, "score": 0.1875},
+        ],
+        "score": 1.0 if scored else None,
+        "no_score_reason": None if scored else "no_principle",
+        "kl_coefficient": 0.05,
+        "judgements": [judgement],
+    } | (counted if scored else dict.fromkeys(counted))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     """A run with records of two prompts whose ids begin alike."""
@@ -177,6 +240,10 @@ def run(tmp_path: Path) -> RunDirectory:
     answer, judged = evaluated(FIRST)
     run.parts("evaluation/responses", EVALUATION).append([answer])
     run.parts("evaluation/pairs", JUDGED_PAIRS).append([judged])
+    asked = {"id": ANSWERED, **FROM, "prompt": ASKED}
+    run.export("rl_prompts/train", [asked], RL_PROMPTS_EXPORT)
+    run.parts("rl", EPISODES).append([sampled(31), sampled(32, scored=False)])
+    RunState(run).finish("sft", 1.0, {"weight_version": "sl-0123456789ab"})
     return run
 
 
@@ -231,6 +298,33 @@ def test_people_see_each_round_each_order_and_what_came_of_it(
         assert text in shown
 
 
+def test_an_episode_of_rl_says_what_it_scored_what_it_paid_and_what_was_learned(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", run.url, ANSWERED[:5]]) == 0
+    both = capsys.readouterr().out
+    assert "from: mine.jsonl line 3 (deceit)" in both
+    assert "e31" in both
+    assert "e32" in both
+    assert main(["explain", run.url, f"{ANSWERED}:e31"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "from sl-0123456789ab",
+        "say [length, 24 tokens, by rl@3, seed 77, row 7]",
+        "score of judge: 0.5000 [weight 2]",
+        "score of test: 0.1875 [watched]",
+        "harmless: 0.7500 [weight 1; No 0.7500, Yes 0.2500]",
+        "penalties: truncation 0.2500",
+        "1.0000 nats, times 0.05 [log-probability -7.0000 against -8.0000]",
+        "reward 0.1250, advantage -0.3750",
+    ):
+        assert text in shown
+    assert main(["explain", run.url, f"{ANSWERED}:e32", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["no_score_reason"] for one in found["episodes"]] == ["no_principle"]
+    assert found["principles"]["harmless"]["absolute_question"]
+
+
 def test_machines_get_one_object(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", run.url, FIRST, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -248,7 +342,7 @@ def test_without_an_id_the_prompts_are_listed(
 
 @pytest.mark.parametrize(
     ("wanted", "problem"),
-    [("0a1b", "of 2 prompts' ids"), ("ffff", f"got 'ffff'; there are 2, such as {FIRST}")],
+    [("0a1b", "of 2 prompts' ids"), ("ffff", f"got 'ffff'; there are 3, such as {FIRST}")],
 )
 def test_an_id_that_names_no_prompt_or_several_says_which_there_are(
     run: RunDirectory, capsys: pytest.CaptureFixture[str], wanted: str, problem: str

@@ -177,6 +177,20 @@ def test_dpo_is_planned_on_the_pairs_with_a_reference_and_no_reward_model(
     assert not any("reward" in name for name in use["parts"])
 
 
+def test_the_episodes_that_rl_keeps_take_room_on_the_disk(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needed(share: float) -> float:
+        many = [*plan, "rl.episodes=10_000_000", f"rl.kept_episodes={share}"]
+        # a machine may have less, which is a problem of its own
+        main([*many, "--json"])
+        return float(json.loads(capsys.readouterr().out)["facts"]["disk"].split()[0])
+
+    nothing, half = needed(0), needed(0.5)
+    # 32 tokens of 64, at 6 bytes, and 128 more
+    assert half - nothing == pytest.approx(0.5e7 * (32 * 6 + 128) / GIB, abs=0.1)
+
+
 def test_a_person_sees_the_plan_and_whether_it_fits(
     plan: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,7 +118,9 @@ def records() -> dict[str, pa.Table]:
         "sft/train": pa.table({"prompt": prompts, "completion": kind}),
         "preferences/train": pairs,
         "preferences/test": pairs.slice(0, 12),
-        "rl_prompts/train": pa.table({"prompt": prompts}),
+        "rl_prompts/train": pa.table(
+            {"id": [f"p{n}" for n in range(len(prompts))], "prompt": prompts}
+        ),
     }
 
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.schemas import EPISODES
 from solon.trainer.stages.adapters import attach, finished
 from solon.trainer.stages.modeling import save_model
 from solon.trainer.stages.reward import train_reward
@@ -27,6 +28,7 @@ from solon.trainer.stages.rewards import Sources
 from solon.trainer.stages.rl import train_rl
 from solon.trainer.stages.scoring import RewardStatistics
 from solon.trainer.stages.sft import train_sft
+from solon.trainer.store import RunDirectory
 from solon.trainer.training import LoraSettings, RewardConfig, SftConfig, WeightSettings
 
 IDS = torch.tensor([[2, 7, 9, 3, 12, 8]])
@@ -151,6 +153,7 @@ def test_interrupted_rl_with_adapters_publishes_the_same_model_from_a_reference_
             config, base_model=str(base_model), sources=Sources(reward_model=str(reward_model)),
             data=run_dir / "export/rl_prompts/train.parquet", output=run_dir / name,
             checkpoints=run_dir / "checkpoints" / name, seed=3, report=report,
+            episodes=RunDirectory(str(run_dir)).parts(f"episodes-{name}", EPISODES),
         )  # fmt: skip
         return report
 

@@ -22,11 +22,12 @@ from solon.trainer.cli import main
 from solon.trainer.config import RunConfig, load_run_config
 from solon.trainer.errors import ServiceError, StageFailed
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.schemas import EPISODES
 from solon.trainer.stages.judge_scores import Judge, open_judge
 from solon.trainer.stages.rewards import Sources
 from solon.trainer.stages.rl import train_rl
 from solon.trainer.state import RunState
-from solon.trainer.store import RunDirectory
+from solon.trainer.store import Parts, RunDirectory
 
 CONSTITUTION = """
 name: two-scales
@@ -107,6 +108,17 @@ def judge_of(run: Path, address: str, config: RunConfig | None = None) -> Any:
     return open_judge(given, constitution, address=address, log_dir=run / "logs")
 
 
+def kept_in(run: Path, name: str) -> Parts:
+    return RunDirectory(str(run)).parts(f"episodes-{name}", EPISODES)
+
+
+def timeless(episodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what may differ between two runs of one seed."""
+    for judgement in (said for one in episodes for said in one["judgements"]):
+        judgement["timing"] = judgement["usage"]["cached_tokens"] = None
+    return episodes
+
+
 def asked(*responses: str) -> list[tuple[Conversation, str]]:
     return [(Conversation.from_user("how to bake"), response) for response in responses]
 
@@ -150,6 +162,7 @@ def test_a_stage_rewarded_by_the_judge_that_is_killed_goes_on_to_the_same_model(
             data=run / "export/rl_prompts/train.parquet",
             output=run / name,
             checkpoints=run / f"checkpoints-{name}",
+            episodes=kept_in(run, name),
             seed=3,
             report=report,
         )
@@ -159,6 +172,8 @@ def test_a_stage_rewarded_by_the_judge_that_is_killed_goes_on_to_the_same_model(
         train("whole", judge, whole)
         with pytest.raises(Exception, match="killed"):
             train("broken", judge, recorder(stop_at=2))
+    # as a kill between a part and its checkpoint leaves it, of a process that is no more
+    kept_in(run, "broken").write("part-000002-0001", list(kept_in(run, "broken").records()))
     single = config.services.model_copy(update={"in_flight": 1})
     with judge_of(run, address, config.model_copy(update={"services": single})) as judge:
         train("broken", judge, recorder())
@@ -168,6 +183,48 @@ def test_a_stage_rewarded_by_the_judge_that_is_killed_goes_on_to_the_same_model(
     assert all(0 <= row["objective/unscored_share"] < 0.5 for row in rows)
     assert any(row["objective/unscored_share"] > 0 for row in rows), "the script should leave some"
     assert all("objective/judge_scores" in row and "loss/value_avg" not in row for row in rows)
+    episodes, again = (timeless(list(kept_in(run, n).records())) for n in ("whole", "broken"))
+    assert again == episodes
+    assert_explained(episodes, rows, config.rl)
+
+
+def assert_explained(
+    episodes: list[dict[str, Any]], rows: list[dict[str, float]], config: PPOConfig
+) -> None:
+    """Each episode is there once, and what it says of itself is what the metrics were made of."""
+    assert sorted(one["episode"] for one in episodes) == list(range(config.episodes))
+    for number, row in enumerate(rows, start=1):
+        batch = [one for one in episodes if one["batch"] == number]
+        scored = [one for one in batch if one["score"] is not None]
+        assert row["objective/unscored_share"] == 1 - len(scored) / len(batch)
+        for name, key in (("kl", "kl"), ("rlhf_reward", "reward"), ("response_tokens", "tokens")):
+            mean = sum(one[key] for one in scored) / len(scored)
+            assert mean == pytest.approx(row[f"objective/{name}"], abs=1e-5)
+    for one in episodes:
+        assert one["id"] == f"{one['prompt_id']}:e{one['episode']}"
+        (judgement,) = one["judgements"] or [None]
+        if one["score"] is None:
+            assert one["no_score_reason"] in ("no_principle", "empty")
+            assert one["reward"] is one["kl"] is one["penalties"] is None
+            continue
+        assert one["scores"] == [{"source": "judge", "weight": 1.0, "score": one["score"]}]
+        assert judgement["score"] == pytest.approx(one["score"], abs=1e-6)
+        taken = sum(penalty["penalty"] for penalty in one["penalties"])
+        assert taken == (0.0 if one["finish_reason"] == "stop" else config.truncation_penalty)
+        paid = taken + one["kl_coefficient"] * one["kl"]
+        assert one["reward"] == pytest.approx(one["score"] - paid, abs=1e-5)
+        by_principle = {found["principle_id"]: found for found in judgement["principles"]}
+        read = {a["answer"]: a["probability"] for a in by_principle["harmless"]["probabilities"]}
+        assert by_principle["harmless"]["score"] == pytest.approx(read["No"])
+        others = [
+            other["reward"]
+            for other in episodes
+            if (other["batch"], other["prompt_id"]) == (one["batch"], one["prompt_id"])
+            and other["reward"] is not None
+            and other is not one
+        ]
+        expected = one["reward"] - sum(others) / len(others) if others else 0.0
+        assert one["advantage"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_pipeline_keeps_a_judge_up_for_the_stage_and_leaves_the_reward_model_out(
@@ -205,6 +262,7 @@ def test_too_many_responses_without_a_score_stop_the_stage(
             data=run / "export/rl_prompts/train.parquet",
             output=run / "never",
             checkpoints=run / "checkpoints",
+            episodes=kept_in(run, "never"),
             seed=3,
             report=recorder(),
         )

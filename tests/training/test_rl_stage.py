@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from solon.trainer.config import load_run_config
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.schemas import EPISODES
 from solon.trainer.snapshots import snapshot_folder
 from solon.trainer.stages.rewards import Sources
 from solon.trainer.stages.rl import train_rl
+from solon.trainer.store import RunDirectory
 
 
 def train(run: Path, name: str, report: Any, **changes: Any) -> dict[str, float]:
@@ -27,9 +29,14 @@ def train(run: Path, name: str, report: Any, **changes: Any) -> dict[str, float]
         data=run / "export/rl_prompts/train.parquet",
         output=run / "models" / name,
         checkpoints=run / f"checkpoints-{name}",
+        episodes=RunDirectory(str(run)).parts(f"episodes-{name}", EPISODES),
         seed=3,
         report=report,
     )
+
+
+def kept(run: Path, name: str) -> list[dict[str, Any]]:
+    return list(RunDirectory(str(run)).parts(f"episodes-{name}", EPISODES).records())
 
 
 def same(one: Path, other: Path) -> bool:
@@ -47,11 +54,18 @@ def test_snapshots_hold_the_policy_as_it_was_and_change_nothing(
     assert snapshots[0] == models / "rl-snapshots" / "batch-000001"
     assert same(snapshots[2], models / "rl")
     assert not same(snapshots[0], snapshots[1])
-    train(run_with_models, "without", recorder(), lora=lora, snapshots_every=None)
+    train(
+        run_with_models, "without", recorder(), lora=lora, snapshots_every=None, kept_episodes=0.5
+    )
     assert same(models / "without", models / "rl")
+    episodes, some = kept(run_with_models, "rl"), kept(run_with_models, "without")
+    assert len(episodes) == 48
+    assert 0 < len(some) < 48
+    assert all(one in episodes for one in some), "a part of them should be as they were"
     with pytest.raises(Exception, match="killed"):
         train(run_with_models, "killed", recorder(stop_at=2), lora=lora)
     train(run_with_models, "killed", recorder(), lora=lora)
+    assert kept(run_with_models, "killed") == episodes
     for batch, folder in enumerate(snapshots, start=1):
         assert same(snapshot_folder(models / "killed", batch), folder)
     for _, _, metrics in report.steps:
@@ -66,5 +80,6 @@ def test_a_policy_that_goes_too_far_is_published_as_it_was_then(
     assert metrics["objective/kl"] > 1e-3
     assert len(report.steps) == 2
     assert any("training ends at batch 2 of 3" in text for text in report.messages)
+    assert {one["batch"] for one in kept(run_with_models, "rl")} == {1, 2}
     models = run_with_models / "models"
     assert same(models / "rl", snapshot_folder(models / "rl", 1))

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from solon.trainer.errors import RunDirectoryError
+from solon.trainer.schemas import EPISODES
 from solon.trainer.stages import worker
+from solon.trainer.store import RunDirectory
 
 
 class KilledError(Exception):
@@ -60,6 +62,8 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_weights(run_with_models: Pa
     assert not (run / "checkpoints/rl").exists()
     whole, rows = load_file(run / "models/rl/model.safetensors"), metrics_rows(run, "rl")
     assert [row["step"] for row in rows] == [1, 2, 3]
+    episodes = list(RunDirectory(str(run)).parts("rl", EPISODES).records())
+    assert len(episodes) == 48
 
     process = start_worker("rl", "--run", str(run))
     assert process.stdout is not None
@@ -78,6 +82,7 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_weights(run_with_models: Pa
     assert [row["step"] for row in again] == [1, 2, 3]
     for before, after in zip(rows, again, strict=True):
         assert before["objective/scores"] == after["objective/scores"]
+    assert list(RunDirectory(str(run)).parts("rl", EPISODES).records()) == episodes
 
 
 def test_a_stage_on_trl_speaks_json_alone_and_leaves_its_model(run_dir: Path) -> None:

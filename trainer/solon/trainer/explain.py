@@ -16,20 +16,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from solon.constitution import Principle
+from solon.trainer import episodes
 from solon.trainer.config import SAVED_NAME
 from solon.trainer.errors import RunDirectoryError
-from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
+from solon.trainer.schemas import EPISODES, EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
 from solon.trainer.session import saved_config, saved_constitution
 from solon.trainer.stages import evaluate, preference_export, revisions
 from solon.trainer.stages.rows import verdicts_of
-from solon.trainer.store import Record, RunDirectory
+from solon.trainer.state import RunState
+from solon.trainer.store import EPISODES_FOLDER, Record, RunDirectory
 
 _MOST_LISTED = 20
 """Ids that are shown where none, or none that there is, was asked for."""
 
 Explanation = dict[str, Any]
-"""``id``, ``prompt``, ``revisions``, ``preferences`` (records or null), ``evaluation`` and
-``judged_pairs`` (lists of records), ``exports`` (file -> rows), ``principles`` (id -> texts)."""
+"""``id``, ``prompt``, ``origin``, ``revisions``, ``preferences`` (records or null), ``evaluation``,
+``judged_pairs`` and ``episodes`` (lists of records), ``exports`` (file -> rows), ``principles`` (id
+-> texts), ``versions`` (trained model -> its weights)."""
 
 
 def open_run(url: str) -> RunDirectory:
@@ -52,7 +55,7 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
     Args:
         run: The run.
         wanted: The prompt's id, the beginning of it, or the id of a row that came of it: of an
-            export, an evaluation, or a judged pair.
+            export, an evaluation, a judged pair, or an episode of RL, which is then the only one.
 
     Raises:
         RunDirectoryError: No record has that id, or those of several prompts begin with it.
@@ -63,21 +66,28 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
     compared = next(iter(run.parts(preference_export.FOLDER, PREFERENCES).where("id", found)), None)
     answered = run.parts(evaluate.RESPONSES_FOLDER, EVALUATION).where("prompt_id", found)
     judged = run.parts(evaluate.PAIRS_FOLDER, JUDGED_PAIRS).where("prompt_id", found)
+    sampled = episodes.of_prompt(run, found, wanted)
     constitution = saved_constitution(run)
     used = [r["principle_id"] for r in (made or {}).get("rounds", ())]
     pairs = [*(compared or {}).get("comparisons", ()), *(pair["comparison"] for pair in judged)]
     used += [verdict["principle_id"] for pair in pairs for verdict in verdicts_of(pair)]
+    used += episodes.principles_of(sampled)
+    records: list[Record] = [r for r in (made, compared, *answered) if r is not None]
+    known = records[0] if records else episodes.asked(run, found)
     return {
         "id": found,
-        "prompt": next(r["prompt"] for r in (made, compared, *answered) if r is not None),
+        "prompt": known["prompt"],
+        "origin": {key: known[key] for key in ("source", "row", "category")},
         "revisions": made,
         "preferences": compared,
         "evaluation": answered,
         "judged_pairs": judged,
+        "episodes": sampled,
         "exports": _exports(run, made, compared),
         "principles": {
             one.id: _texts(one) for one in constitution.principles if one.id in set(used)
         },
+        "versions": _versions(run),
     }
 
 
@@ -91,6 +101,7 @@ def ids(run: RunDirectory) -> dict[str, list[str]]:
         revisions.FOLDER: (REVISIONS, "id"),
         preference_export.FOLDER: (PREFERENCES, "id"),
         evaluate.RESPONSES_FOLDER: (EVALUATION, "prompt_id"),
+        EPISODES_FOLDER: (EPISODES, "prompt_id"),
     }
     return {
         name: sorted(set(run.parts(name, schema).column(key)))
@@ -110,6 +121,8 @@ def show(explanation: Explanation, console: rich.console.Console) -> None:
         _show_preferences(compared, explanation, console)
     if explanation["exports"]:
         _show_exports(explanation, console)
+    if explanation["episodes"]:
+        episodes.show(explanation["episodes"], explanation["versions"], console)
     if explanation["evaluation"]:
         _show_evaluation(explanation, console)
 
@@ -137,10 +150,12 @@ def _prompt_id(run: RunDirectory, wanted: str) -> str:
 
 
 def _texts(principle: Principle) -> dict[str, str | None]:
+    question = principle.absolute_question
     return {
         "critique_request": principle.critique_request,
         "revision_request": principle.revision_request,
         "comparison_instruction": principle.comparison_instruction,
+        "absolute_question": None if question is None else question.text,
     }
 
 
@@ -301,11 +316,16 @@ def _assessment(found: Mapping[str, Any]) -> str:
 
 
 def _origin(explanation: Explanation) -> str:
-    """Where the prompt is from, as each of its records has it."""
-    records = (explanation["revisions"], explanation["preferences"], *explanation["evaluation"])
-    record = next(one for one in records if one is not None)
-    told = (record["source"], record["row"], record["category"] and f"({record['category']})")
-    return " ".join(part for part in told if part)
+    """Where the prompt is from."""
+    source, row, category = explanation["origin"].values()
+    return " ".join(part for part in (source, row, category and f"({category})") if part)
+
+
+def _versions(run: RunDirectory) -> dict[str, str]:
+    state = RunState(run)
+    trained = {"sl": state.summary("sft"), "reward": state.summary("reward")}
+    trained["rl"] = state.summary("rl")
+    return {model: of["weight_version"] for model, of in trained.items() if of}
 
 
 def _probability(of: Mapping[str, Any] | None) -> str:

@@ -29,7 +29,7 @@ from solon.trainer.reuse import Reuse
 from solon.trainer.schemas import RL_PROMPTS_EXPORT
 from solon.trainer.session import Session
 from solon.trainer.snapshots import snapshot_folders
-from solon.trainer.stages import evaluate, preferences, preflight, revisions
+from solon.trainer.stages import evaluate, preferences, preflight, revisions, rows
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.state import STAGES, RunState, Stage, StageKey
 from solon.trainer.store import RunDirectory
@@ -218,11 +218,11 @@ class Pipeline:
         judge: str | None = None,
     ) -> Summary:
         if stage == "rl" and self._config.rl.algorithm != "dpo":
-            rows = [
-                {"id": prompt.id, "prompt": prompt.conversation.as_dicts()}
+            asked = [
+                {"id": prompt.id, **rows.origin(prompt), "prompt": prompt.conversation.as_dicts()}
                 for prompt in prompts["rl"].prompts
             ]
-            self._run.export("rl_prompts/train", rows, RL_PROMPTS_EXPORT)
+            self._run.export("rl_prompts/train", asked, RL_PROMPTS_EXPORT)
         metrics: dict[str, float] = {}
 
         def on_event(event: StageEvent) -> None:

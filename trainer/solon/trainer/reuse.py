@@ -30,7 +30,7 @@ _RESULT: Mapping[Stage, tuple[str, ...]] = {
     "sft": ("models/sl",),
     "preferences": ("preferences", "export/preferences"),
     "reward": ("models/reward", "models/reward_test"),
-    "rl": ("models/rl", "models/rl-snapshots", "export/rl_prompts"),
+    "rl": ("models/rl", "models/rl-snapshots", "export/rl_prompts", "rl"),
 }
 """Stage -> the folders of its result. The first appears last: with it the result is there. Of the
 others some are made with some configurations only."""

@@ -257,6 +257,71 @@ JUDGED_PAIRS = pa.schema(
 )
 """A row a pair of two models' responses. ``a_is_better``: by the oracle; null without one."""
 
+SCORED = pa.struct(
+    [
+        ("principle_id", _TEXT),
+        ("weight", _REAL),
+        ("score", _REAL),
+        ("probabilities", pa.list_(pa.struct([("answer", _TEXT), ("probability", _REAL)]))),
+        ("option_mass", _REAL),
+        ("no_verdict_reason", _TEXT),
+    ]
+)
+"""A judge's score of a response by one principle, on the scale of its question. ``probabilities``:
+of the question's answers, which hold ``option_mass`` together before they are normalised."""
+
+JUDGEMENT = pa.struct(
+    [
+        ("judge", _TEXT),
+        ("model", _TEXT),
+        ("score", _REAL),
+        ("no_verdict_reason", _TEXT),
+        ("error", _TEXT),
+        ("principles", pa.list_(SCORED)),
+        ("constitution_digest", _TEXT),
+        ("weight_version", _TEXT),
+        ("usage", USAGE),
+        ("timing", TIMING),
+    ]
+)
+"""What one judge said of one response. ``score``: its own, the principles' weighted mean, each
+taken to [-1, 1]. ``error``: why its call failed; all but it is then empty."""
+
+EPISODES = pa.schema(
+    [
+        ("id", _TEXT),
+        ("prompt_id", _TEXT),
+        ("episode", pa.int64()),
+        ("batch", pa.int32()),
+        ("seed", pa.uint64()),
+        ("place", pa.int32()),
+        ("response", _TEXT),
+        ("finish_reason", _TEXT),
+        ("tokens", pa.int32()),
+        (
+            "scores",
+            pa.list_(pa.struct([("source", _TEXT), ("weight", _REAL), ("score", _REAL)])),
+        ),
+        ("score", _REAL),
+        ("no_score_reason", _TEXT),
+        ("penalties", pa.list_(pa.struct([("guard", _TEXT), ("penalty", _REAL)]))),
+        ("logprob", _REAL),
+        ("reference_logprob", _REAL),
+        ("kl", _REAL),
+        ("kl_coefficient", _REAL),
+        ("reward", _REAL),
+        ("advantage", _REAL),
+        ("judgements", pa.list_(JUDGEMENT)),
+    ]
+)
+"""A row an episode of RL. ``episode``: its number in the training, from 0; ``batch``: from 1, as in
+metrics.jsonl; its policy had learned from those before. ``seed`` and ``place``: it is the row
+``place`` of what its process drew in that batch by ``seed``. ``scores``: by source; one without a
+weight is only watched. ``score``: their weighted sum, before the penalties. ``logprob`` and
+``reference_logprob``: of the response, in nats, under its policy and under the SL model; ``kl``:
+their difference. ``reward``: what was learned from. ``advantage``: mean over the response's tokens.
+Without a score all figures from ``penalties`` on are null, and nothing was learned from it."""
+
 PROMPT_SAMPLES = pa.schema(
     [
         ("id", _TEXT),
@@ -292,5 +357,5 @@ PREFERENCES_EXPORT = pa.schema(
 )
 """TRL's conversational preference format. ``probability`` that chosen is better, 0.5 to 1."""
 
-RL_PROMPTS_EXPORT = pa.schema([("id", _TEXT), ("prompt", MESSAGES)])
+RL_PROMPTS_EXPORT = pa.schema([("id", _TEXT), *ORIGIN, ("prompt", MESSAGES)])
 """TRL's conversational prompt-only format."""

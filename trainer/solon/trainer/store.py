@@ -3,7 +3,7 @@
 ::
 
     RUN/config.yaml  constitution.yaml  state.json  metrics.jsonl  preflight.json  evaluation.json
-    RUN/{preflight,revisions,preferences}/part-*.parquet  evaluation/part-*.parquet
+    RUN/{preflight,revisions,preferences,rl}/part-*.parquet  evaluation/*/part-*.parquet
     RUN/export/sft/train.parquet  export/preferences/{train,test}.parquet  export/rl_prompts/...
     RUN/models/{sl,reward,rl}/    RUN/checkpoints/    RUN/logs/
 
@@ -30,7 +30,12 @@ Record = Mapping[str, Any]
 """A row as plain values; its keys are the schema's columns."""
 
 STATE_NAME = "state.json"
-_WRITTEN_FOLDERS = ("", "preflight", "revisions", "preferences", "evaluation")
+EPISODES_FOLDER = "rl"
+"""Of what the policy answered while RL trained it."""
+_WRITTEN_FOLDERS = (
+    *("", "preflight", "revisions", "preferences", EPISODES_FOLDER),
+    *("evaluation/responses", "evaluation/pairs"),
+)
 _EXPORT_FOLDERS = ("export", "export/sft", "export/preferences", "export/rl_prompts")
 
 
@@ -58,12 +63,32 @@ class Parts:
         """
         if not records:
             return
+        number = self._next_number()
+        self.write(f"part-{number:06d}", records)
+        self._next = number + 1
+
+    def write(self, name: str, records: Sequence[Record]) -> None:
+        """Write the part of that name, or write it anew.
+
+        Raises:
+            StoreError: It could not be written.
+        """
         for record in records:
             assert record.keys() == set(self._schema.names), sorted(record)
         table = pa.Table.from_pylist([dict(r) for r in records], schema=self._schema)
-        number = self._next_number()
-        self._storage.write(f"{self._folder}/part-{number:06d}.parquet", _parquet(table))
-        self._next = number + 1
+        self._storage.write(f"{self._folder}/{name}.parquet", _parquet(table))
+
+    def names(self) -> list[str]:
+        """Of the parts that are there, sorted."""
+        return [Path(name).stem for name in self._names()]
+
+    def remove(self, name: str) -> None:
+        """Remove a part.
+
+        Raises:
+            StoreError: It could not be removed.
+        """
+        self._storage.remove(f"{self._folder}/{name}.parquet")
 
     def ids(self) -> set[str]:
         """Ids of the records that are done.
@@ -125,10 +150,7 @@ class Parts:
     def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
         content = self._storage.read(name)
         try:
-            # parts are small; and Arrow aborts a process that ends while its threads still start
-            table = pq.read_table(
-                io.BytesIO(content), columns=columns, use_threads=False, pre_buffer=False
-            )
+            table = _table(content, columns)
         except (pa.ArrowException, OSError) as error:
             raise StoreError(
                 f"{self._storage.url}/{name}: is damaged ({error}); remove it, and run again with "
@@ -178,6 +200,21 @@ class RunDirectory:
         self.storage.write(f"export/{name}.parquet", _parquet(table))
         return int(table.num_rows)
 
+    def exported(self, name: str) -> list[dict[str, Any]]:
+        """The rows of ``export/NAME.parquet``; none if there is no such file.
+
+        Raises:
+            StoreError: It is damaged.
+        """
+        file = f"export/{name}.parquet"
+        if not self.storage.exists(file):
+            return []
+        try:
+            rows: list[dict[str, Any]] = _table(self.storage.read(file)).to_pylist()
+            return rows
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self.url}/{file}: is damaged: {error}") from error
+
     def write_json(self, name: str, value: Any) -> None:
         """Put a JSON file in its place."""
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -199,6 +236,11 @@ class RunDirectory:
     def remove_leftovers(self) -> int:
         """Remove half-written files of writers that were killed."""
         return self.storage.remove_leftovers(*_WRITTEN_FOLDERS, *_EXPORT_FOLDERS)
+
+
+def _table(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    # files are small; and Arrow aborts a process that ends while its threads still start
+    return pq.read_table(io.BytesIO(content), columns=columns, use_threads=False, pre_buffer=False)
 
 
 def _parquet(table: pa.Table) -> bytes:

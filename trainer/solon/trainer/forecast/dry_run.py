@@ -31,6 +31,10 @@ _BASE = "base_for_sft"
 """Stands among the places for the model that training starts from."""
 _BYTES_A_TOKEN = 6
 """Of records, compressed: a token's text, and what is kept beside it."""
+_BYTES_AN_EPISODE = 128
+"""Of RL's records: an episode's figures, without its response."""
+_BYTES_A_SCORE = 64
+"""Of RL's records: what a judge says of an episode by one principle."""
 _CHECKPOINTS = 3
 """Of a stage that are on disk at once: the last two, and one that is being written."""
 _LEARNED = 12
@@ -233,10 +237,18 @@ def _written(config: RunConfig, models: Mapping[str, Model], work: Workload | No
             sizes += published * base.parameters * how.compute
             networks = 2 if stage == "rl" and config.rl.has_value_network else 1
             checkpoints = max(checkpoints, networks * how.trainable * _LEARNED * _CHECKPOINTS)
-    tokens = 0
-    if work is not None:
-        tokens = sum(one.prompt_tokens + one.completion_tokens for one in work.calls)
-    return sizes + checkpoints + tokens * _BYTES_A_TOKEN
+    return sizes + checkpoints + (0 if work is None else _recorded(config, work))
+
+
+def _recorded(config: RunConfig, work: Workload) -> int:
+    """Bytes of the records: what services are asked and answer, and the episodes of RL."""
+    asked = [one for one in work.calls if one.stage != "rl"]
+    scores = sum(one.calls for one in work.calls if one.stage == "rl")
+    sampled = [one for one in work.trainings if one.sampled_tokens]
+    tokens = sum(one.prompt_tokens + one.completion_tokens for one in asked)
+    episodes = sum(one.sampled_tokens for one in sampled) * _BYTES_A_TOKEN
+    episodes += sum(one.records for one in sampled) * _BYTES_AN_EPISODE + scores * _BYTES_A_SCORE
+    return tokens * _BYTES_A_TOKEN + round(episodes * config.rl.kept_episodes)
 
 
 def described(found: DryRun) -> dict[str, Any]:

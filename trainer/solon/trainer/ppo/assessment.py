@@ -7,7 +7,7 @@ episodes are sampled, how networks learn, or what scores them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from solon.trainer.errors import StageFailed
 from solon.trainer.ppo import guards, math
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.episodes import Outcomes
 from solon.trainer.ppo.experience import Experience, from_groups, from_values
 from solon.trainer.ppo.rewards import Scores, WeightedReward
 from solon.trainer.ppo.rollout import (
@@ -26,6 +27,16 @@ from solon.trainer.ppo.rollout import (
     response_logprobs,
     response_values,
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assessed:
+    """What is known of a batch before it is learned from."""
+
+    experience: Experience
+    metrics: dict[str, float]
+    """Those named ``objective/...`` and ``val/...``."""
+    outcomes: Outcomes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +58,8 @@ class Assessor:
         value: ValueNetwork | None,
         kl_coefficient: float,
         usual_tokens: float | None = None,
-    ) -> tuple[Experience, dict[str, float]]:
-        """What is learned from the episodes, and the metrics ``objective/...`` and ``val/...``.
+    ) -> Assessed:
+        """What is learned from the episodes, the figures of all and of each.
 
         Args:
             prompt_rows: Of each episode, the place of its prompt among all prompts.
@@ -70,29 +81,29 @@ class Assessor:
             temperature=config.temperature,
             micro_batch_size=config.micro_batch_size,
         )
-        penalties_B, metrics = self._penalties(samples, scores, usual_tokens)
-        scores_B = scores.total_B - penalties_B
+        penalties, metrics = self._penalties(samples, scores, usual_tokens)
+        scores_B = scores.total_B - _sum(penalties)
         kl_BR = math.kl_estimate(samples.logprobs_BR, reference_BR, config.kl_estimator)
         in_reward = 0.0 if config.has_kl_in_loss else kl_coefficient
         rewards_BR = math.token_rewards(scores_B, kl_BR, samples.mask_BR, in_reward)
         metrics |= self._objective(samples, scores, scores_B, rewards_BR, reference_BR)
         metrics["objective/unscored_share"] = unscored
+        rewards_B = rewards_BR.sum(dim=1)
         if value is None:
             in_loss = kl_coefficient if config.has_kl_in_loss else 0.0
-            rewards_B = rewards_BR.sum(dim=1)
-            return from_groups(
+            experience = from_groups(
                 config, samples, reference_BR, rewards_B, kl_coefficient=in_loss
-            ), metrics
-        return self._with_values(samples, reference_BR, rewards_BR, value, metrics)
+            )
+        else:
+            experience, explained = self._with_values(samples, reference_BR, rewards_BR, value)
+            metrics["val/explained_variance"] = explained
+        outcomes = _outcomes(experience, scores, penalties, rewards_B)
+        return Assessed(experience=experience, metrics=metrics, outcomes=outcomes)
 
     def _with_values(
-        self,
-        samples: Samples,
-        reference_BR: Tensor,
-        rewards_BR: Tensor,
-        value: ValueNetwork,
-        metrics: dict[str, float],
-    ) -> tuple[Experience, dict[str, float]]:
+        self, samples: Samples, reference_BR: Tensor, rewards_BR: Tensor, value: ValueNetwork
+    ) -> tuple[Experience, float]:
+        """And the explained variance."""
         values_BR, features_BRH = response_values(
             value, samples, micro_batch_size=self.config.micro_batch_size
         )
@@ -109,7 +120,7 @@ class Assessor:
         variance = math.explained_variance(
             values_BR, experience.value.returns_BR, samples.mask_BR, reduce=self.reduce
         )
-        return experience, metrics | {"val/explained_variance": variance.item()}
+        return experience, variance.item()
 
     def _unscored_share(self, scores: Scores) -> float:
         missing_B = scores.total_B.isnan()
@@ -125,8 +136,8 @@ class Assessor:
 
     def _penalties(
         self, samples: Samples, scores: Scores, usual_tokens: float | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """What each episode pays, in rewards [B], and what it pays for."""
+    ) -> tuple[Mapping[str, Tensor], dict[str, float]]:
+        """Guard -> what each episode pays, in rewards [B]; and the figures of what it pays for."""
         limits, known_B = self.config.guards, ~scores.total_B.isnan()
         lengths_B = samples.response_lengths_B.float()
         mean = self._mean(lengths_B, known_B)
@@ -134,13 +145,15 @@ class Assessor:
         repetition_B = guards.repetition_shares(samples)
         length_B = guards.length_excess(lengths_B, usual=usual, tolerance=limits.length_tolerance)
         repeated_B = guards.excess_repetition(repetition_B, tolerance=limits.repetition_tolerance)
-        penalties_B = self.config.truncation_penalty * (~samples.ended_B)
-        penalties_B = penalties_B + limits.length_penalty * length_B
-        penalties_B = penalties_B + limits.repetition_penalty * repeated_B
-        return penalties_B, {
+        penalties = {
+            "truncation": self.config.truncation_penalty * (~samples.ended_B),
+            "length": limits.length_penalty * length_B,
+            "repetition": limits.repetition_penalty * repeated_B,
+        }
+        return penalties, {
             "objective/length_drift": mean / usual - 1,
             "objective/repetition": self._mean(repetition_B, known_B),
-            "objective/penalties": self._mean(penalties_B, known_B),
+            "objective/penalties": self._mean(_sum(penalties), known_B),
         }
 
     def _objective(
@@ -171,6 +184,25 @@ class Assessor:
 
     def _mean(self, values_B: Tensor, mask_B: Tensor) -> float:
         return math.masked_mean(values_B, mask_B, reduce=self.reduce).item()
+
+
+def _sum(penalties: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(penalties.values())).sum(dim=0)
+
+
+def _outcomes(
+    experience: Experience, scores: Scores, penalties: Mapping[str, Tensor], rewards_B: Tensor
+) -> Outcomes:
+    samples = experience.samples
+    tokens_B = samples.response_lengths_B.clamp(min=1)
+    return Outcomes(
+        scores=scores,
+        penalties=penalties,
+        logprobs_B=samples.logprobs_BR.sum(dim=1),
+        reference_B=experience.reference_BR.sum(dim=1),
+        rewards_B=rewards_B,
+        advantages_B=(experience.advantages_BR * samples.mask_BR).sum(dim=1) / tokens_B,
+    )
 
 
 def _only_scored(samples: Samples, total_B: Tensor) -> Samples:

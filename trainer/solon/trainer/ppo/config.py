@@ -139,6 +139,10 @@ class PPOConfig(WeightSettings):
     head on the frozen reward model, which halves the cost of an update. Of ``ppo``."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Batches between checkpoints, >= 1; a killed stage goes on from the last one."""
+    kept_episodes: float = Field(default=1.0, ge=0, le=1)
+    """Part of the episodes that are kept as records in ``rl/``, with what each scored and why, 0 to
+    1. One takes about half a kilobyte. Responses to one prompt in one batch are kept or left
+    together."""
     snapshots_every: int | None = Field(default=None, ge=1)
     """Batches between snapshots of the policy, whole models in ``models/rl-snapshots/``, of which
     there may be 32 at most; ``evaluate.snapshots`` measures them. Null: none."""

@@ -23,6 +23,7 @@ from solon.constitution import derive_seed
 from solon.trainer.ppo import math
 from solon.trainer.ppo.assessment import Assessor
 from solon.trainer.ppo.config import PPOConfig
+from solon.trainer.ppo.episodes import Episodes, Outcomes
 from solon.trainer.ppo.experience import Experience
 from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
 from solon.trainer.ppo.order import prompt_rows
@@ -85,6 +86,7 @@ class PPO:
             reduce=self._learner.sum,
         )
         self._progress = _Progress(kl_coefficient=config.kl_coefficient)
+        self._episodes: Episodes | None = None
         self.accelerator.register_for_checkpointing(self._progress)
         checkpoint_what_learns(self.accelerator)
 
@@ -117,6 +119,12 @@ class PPO:
         unwrapped: ValueNetwork = self.accelerator.unwrap_model(self._learner.value)
         return unwrapped
 
+    @property
+    def episodes(self) -> Episodes:
+        """Those of this process in the last batch."""
+        assert self._episodes is not None, "no batch was sampled yet"
+        return self._episodes
+
     def step(self, clock: Clock = time.perf_counter) -> dict[str, float]:
         """Sample one batch, learn from it, and return the metrics (names as in TRL's PPO).
 
@@ -129,16 +137,18 @@ class PPO:
             samples = self._sample(rows)
         sampled = clock()
         with self.accelerator.autocast():
-            experience, metrics = self._assess(
+            assessed = self._assess(
                 rows,
                 samples,
                 value=self.value,
                 kl_coefficient=self._progress.kl_coefficient,
                 usual_tokens=self._progress.usual_tokens,
             )
+        metrics = assessed.metrics
         metrics["objective/kl_coefficient"] = self._progress.kl_coefficient
+        self._episodes = self._noted(rows, samples, assessed.outcomes)
         scored = clock()
-        metrics |= self._learn(experience, metrics["objective/kl"])
+        metrics |= self._learn(assessed.experience, metrics["objective/kl"])
         self._advance(metrics)
         timing = {
             "timing/rollout": sampled - started,
@@ -186,6 +196,18 @@ class PPO:
             stop_ids=self._stop_ids,
             pad_id=self._pad_id,
             generator=torch.Generator().manual_seed(self._derived_seed("sample")),
+        )
+
+    def _noted(self, rows: Sequence[int], samples: Samples, outcomes: Outcomes) -> Episodes:
+        batch, process = self._progress.batches, self.accelerator.process_index
+        return Episodes(
+            batch=batch + 1,
+            first=batch * self.config.batch_size + process * len(rows),
+            seed=self._derived_seed("sample"),
+            kl_coefficient=self._progress.kl_coefficient,
+            prompt_rows=rows,
+            samples=samples,
+            outcomes=outcomes,
         )
 
     def _learn(self, experience: Experience, kl: float) -> dict[str, float]:

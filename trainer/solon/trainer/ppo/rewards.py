@@ -23,6 +23,8 @@ class Scores:
     """What is learned from, before any penalty."""
     by_source: Mapping[str, Tensor]
     """Source -> its own scores [B], for the metrics ``objective/SOURCE_scores``."""
+    weights: Mapping[str, float]
+    """Source -> its weight in the total. A source without one is only watched."""
 
 
 class RewardFunction(Protocol):
@@ -53,4 +55,5 @@ class WeightedReward:
             for name, function in self.functions.items()
         }
         terms = [weight * found[name] for name, weight in self.weights.items()]
-        return Scores(total_B=torch.stack(terms).sum(dim=0), by_source=found)
+        total_B = torch.stack(terms).sum(dim=0)
+        return Scores(total_B=total_B, by_source=found, weights=self.weights)

@@ -15,6 +15,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from solon.chat import Conversation
@@ -25,7 +26,20 @@ from solon.trainer.config import RunConfig
 from solon.trainer.errors import ServiceError
 from solon.trainer.failures import explain
 from solon.trainer.fleet import Fleet, open_fleet
+from solon.trainer.stages import rows
 from solon.trainer.stages.work import work_through
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """What was said of one response; nothing, if nobody was asked."""
+
+    score: float | None = None
+    """In [-1, 1]."""
+    no_score_reason: str | None = None
+    """Why there is none."""
+    judgements: Sequence[rows.Row] = ()
+    """As ``schemas.JUDGEMENT``."""
 
 
 class Judge:
@@ -50,6 +64,8 @@ class Judge:
         self._min_option_mass, self._in_flight = min_option_mass, in_flight
         self.outcomes: Counter[str] = Counter()
         """``made``, or why there is no score -> responses so far."""
+        self.last: Sequence[Judged] = ()
+        """Of the last call of ``scores``: what was said of each response, in their order."""
 
     def scores(self, asked: Sequence[tuple[Conversation, str]]) -> list[float | None]:
         """Of each conversation's response, in their order: [-1, 1], or None.
@@ -57,21 +73,22 @@ class Judge:
         Raises:
             ServiceError: The judge failed for longer than ``services.retry_for``, or refused.
         """
-        found: list[float | None] = [None] * len(asked)
+        found = [Judged()] * len(asked)
 
         async def work(row: int) -> None:
-            outcome, found[row] = await self._score(*asked[row])
-            self.outcomes[outcome] += 1
+            found[row] = one = await self._judged(*asked[row])
+            self.outcomes[one.no_score_reason or "made"] += 1
 
         try:
             self._runner.run(work_through(range(len(asked)), work, in_flight=self._in_flight))
         except SolonError as error:
             raise ServiceError(f"services.judge: {explain(error)}") from error
-        return found
+        self.last = found
+        return [one.score for one in found]
 
-    async def _score(self, conversation: Conversation, response: str) -> tuple[str, float | None]:
+    async def _judged(self, conversation: Conversation, response: str) -> Judged:
         if not response:
-            return "empty", None
+            return Judged(no_score_reason="empty")
         try:
             score = await self._fleet.judge().score(
                 conversation,
@@ -81,13 +98,17 @@ class Judge:
             )
         except (ContextExceeded, EngineFailed) as error:
             # of this response alone; whatever else fails concerns all of them
-            return error.reason.lower(), None
-        if score.no_verdict_reason is not None:
-            return str(score.no_verdict_reason), None
-        return "made", self._normalised(score)
+            said = rows.judgement("judge", self._fleet.judge_model, error)
+            return Judged(no_score_reason=error.reason.lower(), judgements=[said])
+        normalised = self._normalised(score)
+        said = rows.judgement("judge", self._fleet.judge_model, score, normalised)
+        reason = score.no_verdict_reason and score.no_verdict_reason.value
+        return Judged(score=normalised, no_score_reason=reason, judgements=[said])
 
-    def _normalised(self, score: Score) -> float:
+    def _normalised(self, score: Score) -> float | None:
         scored = [p for p in score.principles if p.score is not None]
+        if not scored:
+            return None
         total = 0.0
         for principle in scored:
             least, most = self._ranges[principle.principle_id]

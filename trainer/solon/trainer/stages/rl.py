@@ -31,6 +31,7 @@ from solon.trainer.stages.adapters import (
     loaded_dtype,
     prepared,
 )
+from solon.trainer.stages.episode_log import EpisodeLog
 from solon.trainer.stages.modeling import (
     ChatEncoder,
     Messages,
@@ -42,6 +43,7 @@ from solon.trainer.stages.modeling import (
     stop_ids,
 )
 from solon.trainer.stages.rewards import RewardModel, Sources, reward_of
+from solon.trainer.store import Parts
 from solon.trainer.training import Report
 
 _CHECKPOINT = "batch-"
@@ -55,6 +57,7 @@ def train_rl(
     data: Path,
     output: Path,
     checkpoints: Path,
+    episodes: Parts,
     seed: int,
     report: Report,
 ) -> dict[str, float]:
@@ -64,9 +67,10 @@ def train_rl(
         config: All that can be set.
         base_model: What the policy starts from, and is kept close to.
         sources: What scores its responses.
-        data: Parquet with ``prompt``, lists of ``{"role", "content"}`` that end with the user.
+        data: Parquet with ``id``, and ``prompt``: ``{"role", "content"}``s that end with the user.
         output: Where the model's directory appears.
         checkpoints: A directory of this stage alone; the last checkpoint in it is gone on from.
+        episodes: Gets a record of each episode (``schemas.EPISODES``).
         seed: In [0, 2**64); same seed, same model.
         report: Told of every batch.
 
@@ -76,9 +80,11 @@ def train_rl(
     Raises:
         ConfigError: A model cannot be loaded or used, or prompts exceed its context.
         RunDirectoryError: There are no prompts, or the reward model's scale is missing.
+        StoreError: The episodes cannot be written.
     """
     tokenizer = load_tokenizer(base_model)
-    messages = cast("list[Messages]", read_columns(data, ["prompt"])["prompt"])
+    columns = read_columns(data, ["id", "prompt"])
+    messages = cast("list[Messages]", columns["prompt"])
     lm = load_causal_lm(base_model, dtype=loaded_dtype(config))
     torch.manual_seed(derive_seed(seed, "rl-networks") >> 1)
     learner = prepared(lm, config, task="CAUSAL_LM", key="rl")
@@ -87,10 +93,20 @@ def train_rl(
     ppo.accelerator.register_for_checkpointing(watch)
     _resume(ppo, checkpoints)
     report.start(ppo.batches_done)
+    log = EpisodeLog(
+        episodes,
+        prompt_ids=cast("list[str]", columns["id"]),
+        tokenizer=tokenizer,
+        judge=sources.judge,
+        share=config.kept_episodes,
+        seed=seed,
+    )
+    log.start(ppo)
     metrics: dict[str, float] = {}
     main = ppo.accelerator.is_main_process
     while not ppo.is_over:
         metrics = ppo.step()
+        log.add(ppo.episodes)
         warning = watch.add(metrics)
         if main:
             report.progress(ppo.batches_done, config.batches, metrics)
@@ -99,7 +115,9 @@ def train_rl(
                 folder = snapshot_folder(output, ppo.batches_done)
                 _publish(folder, copy.deepcopy(learner), config, tokenizer)
         if ppo.batches_done % config.checkpoint_every == 0:
+            log.settle()
             _checkpoint(ppo, checkpoints)
+    log.settle()
     if main:
         _tell(report, [*_ending(ppo), *watch.summary()])
         _publish(output, learner, config, tokenizer)

@@ -19,9 +19,11 @@ from solon.client import (
     OrderVerdict,
     Outcome,
     PanelComparison,
+    PrincipleScore,
     PrincipleVerdict,
     RefinedRound,
     Sampling,
+    Score,
     ServerInfo,
     Timing,
     Usage,
@@ -181,6 +183,23 @@ def panel_comparison(
     }
 
 
+def judgement(judge: str, model: str, made: Score | Exception, score: float | None = None) -> Row:
+    """As ``schemas.JUDGEMENT``; ``made``: what the judge said, or why its call failed."""
+    head = {"judge": judge, "model": model, "score": score}
+    if isinstance(made, Exception):
+        empty = dict.fromkeys(("no_verdict_reason", "constitution_digest", "weight_version"))
+        return head | empty | {"error": _failed(made), "principles": [], **_SPENT_NOTHING}
+    return head | {
+        "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
+        "error": None,
+        "principles": [_scored(principle) for principle in made.principles],
+        "constitution_digest": made.constitution_digest,
+        "weight_version": made.weight_version,
+        "usage": asdict(made.usage),
+        "timing": asdict(made.timing),
+    }
+
+
 def was_judged(comparison: Mapping[str, Any]) -> bool:
     """Whether a judge was asked at all."""
     return bool(comparison["principles"] or comparison["votes"])
@@ -196,10 +215,28 @@ def _vote(vote: Vote, model: str) -> Row:
     head = {"judge": vote.judge, "model": model}
     if vote.comparison is None:
         said: Row = dict.fromkeys(("probability_a", "no_verdict_reason", "weight_version"))
-        failed = f"{type(vote.error).__name__}: {vote.error}"
-        return head | said | {"error": failed, "principles": [], **_SPENT_NOTHING}
+        assert vote.error is not None
+        return head | said | {"error": _failed(vote.error), "principles": [], **_SPENT_NOTHING}
     made = comparison(0, 1, vote.comparison)
     return head | {"error": None} | {key: made[key] for key in _OF_A_VOTE}
+
+
+def _failed(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _scored(made: PrincipleScore) -> Row:
+    return {
+        "principle_id": made.principle_id,
+        "weight": made.weight,
+        "score": made.score,
+        "probabilities": [
+            {"answer": answer, "probability": probability}
+            for answer, probability in sorted(made.probabilities.items())
+        ],
+        "option_mass": made.option_mass,
+        "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
+    }
 
 
 def _verdict(made: PrincipleVerdict) -> Row:

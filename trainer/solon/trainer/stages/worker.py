@@ -179,8 +179,10 @@ def _reward(
 def _rl(
     config: RunConfig, run: Path, checkpoints: Path, report: _RunReport, judge: str | None = None
 ) -> dict[str, float]:
+    from solon.trainer.schemas import EPISODES  # noqa: PLC0415 - imports pyarrow
     from solon.trainer.stages.rewards import Sources  # noqa: PLC0415 - heavy
     from solon.trainer.stages.rl import train_rl  # noqa: PLC0415 - heavy
+    from solon.trainer.store import EPISODES_FOLDER, RunDirectory  # noqa: PLC0415 - as above
 
     with _judge(config, run, judge, report) as connected:
         return train_rl(
@@ -195,6 +197,7 @@ def _rl(
             data=run / _RL_PROMPTS,
             output=run / _RL,
             checkpoints=checkpoints,
+            episodes=RunDirectory(str(run)).parts(EPISODES_FOLDER, EPISODES),
             seed=config.seed,
             report=report,
         )
