@@ -1,4 +1,4 @@
-"""When two texts say the same: their normal form, near-duplicates, and how diverse a set is.
+"""When texts say the same: their normal form, near-duplicates, repetition, how diverse a set is.
 
 Languages that are written without spaces count by characters instead of words. Knows nothing of
 prompts or files.
@@ -11,7 +11,7 @@ import random
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,6 +70,16 @@ def shingles(text: str) -> Shingles:
 def resemblance(one: Shingles, other: Shingles) -> float:
     """Jaccard's index: the share of all shingles that both have, 0 to 1."""
     return len(one & other) / len(one | other)
+
+
+def repeated_trigrams(items: Sequence[Hashable]) -> float:
+    """The share of the runs of three that were there before, 0 to 1; 0 below three items.
+
+    One minus the distinct-3 of Li et al. 2016 (1510.03055): shorter runs of words come again in
+    ordinary text, longer ones miss short loops.
+    """
+    trigrams = list(zip(items, items[1:], items[2:], strict=False))
+    return 1 - _distinct(trigrams) if trigrams else 0.0
 
 
 class NearDuplicates:
@@ -139,7 +149,7 @@ def diversity(texts: Sequence[str], seed: int = 0) -> Diversity:
     )
 
 
-def _distinct(items: Iterable[object]) -> float:
+def _distinct(items: Iterable[Hashable]) -> float:
     counts = Counter(items)
     return len(counts) / counts.total() if counts else 0.0
 

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from solon.trainer.ppo.rollout import Samples
-
-_NGRAM = 3
-"""Tokens of the runs that are looked for twice."""
+from solon.trainer.similarity import repeated_trigrams
 
 
 def repetition_shares(samples: Samples) -> Tensor:
@@ -22,21 +20,8 @@ def repetition_shares(samples: Samples) -> Tensor:
     Ordinary text has little of it; a model that has collapsed into repetition nearly 1
     (Constitution or Collapse, 2504.04918). A response of fewer than three tokens has none.
     """
-    shares = [
-        _repeated(row[start:end].tolist())
-        for row, start, end in zip(
-            samples.ids_BT,
-            samples.prompt_lengths_B.tolist(),
-            samples.lengths_B.tolist(),
-            strict=True,
-        )
-    ]
+    shares = [repeated_trigrams(ids) for ids in samples.responses()]
     return torch.tensor(shares, device=samples.logprobs_BR.device)
-
-
-def _repeated(ids: list[int]) -> float:
-    grams = list(zip(*(ids[offset:] for offset in range(_NGRAM)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def length_excess(lengths_B: Tensor, *, usual: float, tolerance: float) -> Tensor:

@@ -61,6 +61,18 @@ class Samples:
         """Tokens of prompt and response together."""
         return self.prompt_lengths_B + self.response_lengths_B
 
+    def responses(self) -> list[list[int]]:
+        """The tokens of each response."""
+        return [
+            row[start:end].tolist()
+            for row, start, end in zip(
+                self.ids_BT,
+                self.prompt_lengths_B.tolist(),
+                self.lengths_B.tolist(),
+                strict=True,
+            )
+        ]
+
     def batch(self, rows_b: Tensor) -> TokenBatch:
         """Those episodes, without the columns that are padding for all of them."""
         prompts_b, responses_b = self.prompt_lengths_B[rows_b], self.response_lengths_B[rows_b]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
-from solon.trainer.similarity import resemblance, shingles, words
+from solon.trainer.similarity import repeated_trigrams, resemblance, shingles, words
 from solon.trainer.stages.preference_settings import PairFilters
 from solon.trainer.stages.rows import verdicts_of
 
@@ -36,14 +36,8 @@ class Dropped(StrEnum):
 
 
 def repetition(text: str) -> float:
-    """The share of the text's word trigrams that were in it before; 0 below three words.
-
-    One minus the distinct-3 of Li et al. 2016 (1510.03055): shorter runs of words come again in
-    ordinary text, longer ones miss short loops.
-    """
-    found = words(text)
-    trigrams = list(zip(found, found[1:], found[2:], strict=False))
-    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+    """The share of the text's word trigrams that were in it before; 0 below three words."""
+    return repeated_trigrams(words(text))
 
 
 def similarity(one: str, other: str) -> float:

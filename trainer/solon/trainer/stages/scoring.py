@@ -87,16 +87,7 @@ def score_sequences(
 
 def response_texts(samples: Samples, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What each response says."""
-    ids = [
-        row[start:end].tolist()
-        for row, start, end in zip(
-            samples.ids_BT,
-            samples.prompt_lengths_B.tolist(),
-            samples.lengths_B.tolist(),
-            strict=True,
-        )
-    ]
-    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts: list[str] = tokenizer.batch_decode(samples.responses(), skip_special_tokens=True)
     return texts
 
 
