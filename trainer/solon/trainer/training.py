@@ -1,4 +1,4 @@
-"""How the supervised stages are configured (``sft``, ``reward``), and how stages report.
+"""How stages that train are configured (``sft``, ``reward``, ``dpo``), and how they report.
 
 Imports no torch: the stages that read this import it themselves, in a process of their own.
 Knows nothing of models, tokens or Parquet.
@@ -54,6 +54,16 @@ class WeightSettings(Settings):
     """Compute activations twice to hold fewer of them."""
 
 
+def require_divisor(key: str, value: int, *, of: int) -> None:
+    """Hold that a part fills a batch of the size ``of`` without a rest.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if of % value:
+        raise ValueError(f"{key}: expected a divisor of batch_size {of}, got {value!r}")
+
+
 class TrainingSettings(WeightSettings):
     """What every supervised stage has: batches, optimiser, checkpoints."""
 
@@ -83,11 +93,7 @@ class TrainingSettings(WeightSettings):
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> TrainingSettings:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size: expected a divisor of batch_size {self.batch_size}, "
-                f"got {self.micro_batch_size!r}"
-            )
+        require_divisor("micro_batch_size", self.micro_batch_size, of=self.batch_size)
         return self
 
 

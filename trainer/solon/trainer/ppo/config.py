@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from solon.trainer.settings import Settings
-from solon.trainer.training import WeightSettings
+from solon.trainer.training import WeightSettings, require_divisor
 
 MOST_SNAPSHOTS = 32
 """Each is as large as the policy."""
@@ -148,21 +148,9 @@ class PPOConfig(WeightSettings):
     there may be 32 at most; ``evaluate.snapshots`` measures them. Null: none."""
 
     @model_validator(mode="after")
-    def _minibatches_fill_the_batch(self) -> PPOConfig:
-        if self.batch_size % self.minibatches:
-            raise ValueError(
-                f"minibatches: expected a divisor of batch_size {self.batch_size}, "
-                f"got {self.minibatches!r}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _groups_fill_the_batch(self) -> PPOConfig:
-        if self.batch_size % self.responses_per_prompt:
-            raise ValueError(
-                f"group_size: expected a divisor of batch_size {self.batch_size}, "
-                f"got {self.group_size!r}"
-            )
+    def _its_parts_fill_the_batch(self) -> PPOConfig:
+        require_divisor("minibatches", self.minibatches, of=self.batch_size)
+        require_divisor("group_size", self.responses_per_prompt, of=self.batch_size)
         return self
 
     @model_validator(mode="after")
