@@ -14,7 +14,7 @@ from operator import add
 from typing import Any
 
 from solon.chat import Conversation
-from solon.client import Generated
+from solon.client import Generated, Outcome
 from solon.constitution import derive_seed
 from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import REVISIONS
@@ -120,13 +120,6 @@ async def _sample(context: StageContext, prompt: Prompt, seed: int) -> tuple[lis
     return made, answered | spent
 
 
-def outcome(response: Row) -> str:
-    """What became of a response: made, empty, truncated or aborted."""
-    if not response["text"].strip():
-        return "empty"
-    return {"stop": "made", "length": "truncated"}.get(response["finish_reason"], "aborted")
-
-
 def is_sample(response: Row) -> bool:
     """Whether the SL model made it in this stage."""
     return bool(response["origin"] == _SAMPLE)
@@ -198,7 +191,7 @@ def _distinct(responses: Sequence[Row]) -> list[int]:
     """Places of the usable responses; of samples that are equal the first, and so of revisions."""
     first: dict[tuple[bool, str], int] = {}
     for place, response in enumerate(responses):
-        if outcome(response) == "made":
+        if rows.outcome(response) is Outcome.MADE:
             first.setdefault((is_sample(response), response["text"]), place)
     return list(first.values())
 

@@ -71,7 +71,7 @@ class Counts:
         """
         self._identical += record["identical"]
         self._responses.add(
-            candidates.outcome(response)
+            rows.outcome(response).value
             for response in record["responses"]
             if candidates.is_sample(response)
         )

@@ -125,8 +125,8 @@ def pairs_of(record: Record) -> Iterator[Row]:
             "id": f"{record['id']}:{pair['a']}-{pair['b']}",
             "source": record["source"],
             "prompt": record["prompt"],
-            "chosen": _said(record["responses"][chosen]),
-            "rejected": _said(record["responses"][rejected]),
+            "chosen": _said(record["responses"][chosen]["text"]),
+            "rejected": _said(record["responses"][rejected]["text"]),
             "probability": probability,
         }
 
@@ -137,8 +137,8 @@ def _given_of(prompt: Prompt, config: PreferencesConfig) -> Iterator[Row]:
             "id": f"{prompt.id}:given-{number}",
             "source": prompt.source,
             "prompt": prompt.conversation.as_dicts(),
-            "chosen": _said({"text": pair.chosen}),
-            "rejected": _said({"text": pair.rejected}),
+            "chosen": _said(pair.chosen),
+            "rejected": _said(pair.rejected),
             "probability": config.given.probability,
         }
 
@@ -151,8 +151,8 @@ def _drawn(pool: Sequence[Row], split: Split, judged: int, config: PreferencesCo
     return list(islice(own, wanted))
 
 
-def _said(response: Record) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": response["text"]}]
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
 
 
 def _text(row: Row, side: str) -> str:

@@ -147,8 +147,9 @@ async def _make(context: StageContext, item: _Item) -> Record:
         sampling=rows.sampling(config.response, derive_seed(seed, "response")),
         n=config.helpful_samples if item.kind == "helpfulness" else 1,
     )
-    first = rows.outcome(reply.completions[0])
-    refine = item.kind == "red_team" and first in (Outcome.MADE, Outcome.TRUNCATED)
+    responses = [rows.completion(completion) for completion in reply.completions]
+    outcomes = [rows.outcome(response) for response in responses]
+    refine = item.kind == "red_team" and outcomes[0] in (Outcome.MADE, Outcome.TRUNCATED)
     made = await _refined(context, item, reply.completions[0], seed) if refine else []
     return {
         "id": item.prompt.id,
@@ -156,8 +157,8 @@ async def _make(context: StageContext, item: _Item) -> Record:
         **rows.origin(item.prompt),
         "prompt": item.prompt.conversation.as_dicts(),
         "seed": seed,
-        "responses": [rows.completion(c) for c in reply.completions],
-        "outcome": _worst([rows.outcome(c) for c in reply.completions], made),
+        "responses": responses,
+        "outcome": _worst(outcomes, made),
         "policy": rows.answered(reply, context.fleet.info("policy"), config.response),
         "rounds": [rows.refined(one) for one in made],
         "principle_seed": _principle_seed(config, seed) if refine else None,
@@ -221,12 +222,12 @@ def _whole(record: Record) -> Iterator[tuple[int, str]]:
     """The texts that the model ended itself: helpful responses, or revisions by round."""
     if record["kind"] == "helpfulness":
         for number, response in enumerate(record["responses"]):
-            if response["text"].strip() and response["finish_reason"] == "stop":
+            if rows.outcome(response) is Outcome.MADE:
                 yield number, response["text"]
         return
     rounds, (response, *_) = record["rounds"], record["responses"]
     stands = rounds and all(made["revision_outcome"] == "not_needed" for made in rounds)
-    if stands and response["finish_reason"] == "stop":
+    if stands and rows.outcome(response) is Outcome.MADE:
         # the critic found nothing to criticise: what the policy said is what it is to say
         yield 0, response["text"]
     for made in rounds:

@@ -40,7 +40,11 @@ _OF_A_VOTE = (
     *("usage", "timing"),
 )
 
-_BY_FINISH = {FinishReason.LENGTH: Outcome.TRUNCATED, FinishReason.ABORT: Outcome.ABORTED}
+_BY_FINISH: Mapping[str, Outcome] = {
+    FinishReason.STOP: Outcome.MADE,
+    FinishReason.LENGTH: Outcome.TRUNCATED,
+    FinishReason.ABORT: Outcome.ABORTED,
+}
 
 
 def sampling(settings: SamplingSettings, seed: int) -> Sampling:
@@ -53,16 +57,16 @@ def origin(prompt: Prompt) -> Row:
     return {"source": prompt.source, "row": prompt.row, "category": prompt.category}
 
 
-def outcome(completion: Completion) -> Outcome:
-    """What became of a response, in the critic's words for a revision."""
-    if not completion.text.strip():
-        return Outcome.EMPTY
-    return _BY_FINISH.get(completion.finish_reason, Outcome.MADE)
-
-
 def completion(made: Completion) -> Row:
     """As ``schemas.COMPLETION``."""
     return {"text": made.text, "finish_reason": made.finish_reason.value, "seed": made.seed}
+
+
+def outcome(completion: Mapping[str, Any]) -> Outcome:
+    """What became of a response, a row of ``schemas.COMPLETION``, in the critic's words."""
+    if not completion["text"].strip():
+        return Outcome.EMPTY
+    return _BY_FINISH[completion["finish_reason"]]
 
 
 def answered(reply: Generated, info: ServerInfo, settings: SamplingSettings) -> Row:
@@ -129,14 +133,7 @@ def comparison(
     chain_seed: int | None = None,
 ) -> Row:
     """As ``schemas.COMPARISON``."""
-    return {
-        "a": a,
-        "b": b,
-        "probability_a": made.probability_a,
-        "no_verdict_reason": made.no_verdict_reason and made.no_verdict_reason.value,
-        "dropped": None,
-        "principle_seed": principle_seed,
-        "chain_seed": chain_seed,
+    return _compared(a, b, made, principle_seed, chain_seed) | {
         "principles": [_verdict(verdict) for verdict in made.principles],
         "votes": [],
         "agreement": None,
@@ -166,6 +163,23 @@ def panel_comparison(
 ) -> Row:
     """As ``schemas.COMPARISON``; ``models``: judge -> what it runs."""
     answered = [vote.comparison for vote in made.votes if vote.comparison is not None]
+    return _compared(a, b, made, principle_seed, chain_seed) | {
+        "principles": [],
+        "votes": [_vote(vote, models[vote.judge]) for vote in made.votes],
+        "agreement": made.agreement,
+        "weight_version": None,
+        "usage": asdict(reduce(add, (one.usage for one in answered), Usage())),
+        "timing": asdict(reduce(add, (one.timing for one in answered), Timing())),
+    }
+
+
+def _compared(
+    a: int,
+    b: int,
+    made: Comparison | PanelComparison,
+    principle_seed: int | None,
+    chain_seed: int | None,
+) -> Row:
     return {
         "a": a,
         "b": b,
@@ -174,12 +188,6 @@ def panel_comparison(
         "dropped": None,
         "principle_seed": principle_seed,
         "chain_seed": chain_seed,
-        "principles": [],
-        "votes": [_vote(vote, models[vote.judge]) for vote in made.votes],
-        "agreement": made.agreement,
-        "weight_version": None,
-        "usage": asdict(reduce(add, (one.usage for one in answered), Usage())),
-        "timing": asdict(reduce(add, (one.timing for one in answered), Timing())),
     }
 
 
