@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solon.trainer import calls
-from solon.trainer.prompt_options import call_error, positive, share, source_of
+from solon.trainer.prompt_options import call_error, positive, refused, share, source_of
 
 if TYPE_CHECKING:
     from solon.client import PolicyClient, ServerInfo
@@ -119,9 +119,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
             temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
         )
     except ValidationError as error:
-        said = error.errors(include_url=False)[0]
-        key = str(said["loc"][0]).replace("_", "-")
-        raise call_error(f"--{key}: {said['msg']}, got {said['input']!r}") from error
+        raise refused(error) from error
     return Wanted(
         kind=options.kind,
         count=options.count,

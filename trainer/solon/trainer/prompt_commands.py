@@ -76,14 +76,13 @@ def run(options: argparse.Namespace) -> int:
 def _survey(options: argparse.Namespace) -> int:
     import rich.console  # noqa: PLC0415
 
-    from solon.trainer.errors import CallError  # noqa: PLC0415
     from solon.trainer.prompts import SourceReader  # noqa: PLC0415
     from solon.trainer.survey import Survey, show  # noqa: PLC0415
 
     source = _source(options)
     to: Path | None = getattr(options, "to", None)
     if to is not None and (to.exists() or to.suffix != ".jsonl"):
-        raise CallError(f"--to: expected the name of a new .jsonl file, got {str(to)!r}")
+        raise call_error(f"--to: expected the name of a new .jsonl file, got {str(to)!r}")
     reader, survey = SourceReader(source), Survey(options.near_duplicates)
     new = (prompt for prompt in reader if survey.add(prompt))
     if to is None:

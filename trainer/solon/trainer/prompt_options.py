@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from solon.trainer.prompt_settings import PromptSource
 
 
@@ -22,10 +24,17 @@ def source_of(**values: Any) -> PromptSource:
     try:
         return PromptSource.model_validate(values)
     except ValidationError as error:
-        said = error.errors(include_url=False)[0]
-        key = f"--{said['loc'][0]}: " if said["loc"] else ""
-        message = str(said["msg"]).removeprefix("Value error, ")
-        raise call_error(f"{key}{message}, got {said['input']!r}" if key else message) from error
+        raise refused(error) from error
+
+
+def refused(error: ValidationError) -> Exception:
+    """What the commands raise of options that a configuration would refuse."""
+    said = error.errors(include_url=False)[0]
+    message = str(said["msg"]).removeprefix("Value error, ")
+    if not said["loc"]:
+        return call_error(message)
+    key = str(said["loc"][0]).replace("_", "-")
+    return call_error(f"--{key}: {message}, got {said['input']!r}")
 
 
 def positive(text: str) -> int:
