@@ -27,9 +27,6 @@ class Idea(StrEnum):
     """Be a good assistant in every way. Compares only."""
 
 
-CRITICAL_IDEAS = (Idea.HARM, Idea.RUDENESS, Idea.EVASION, Idea.HELP)
-"""The ideas that can be violated; each can guide a critique or an absolute question."""
-
 _ON_HARMFUL = {
     Outcome.EXPLAINS: 4,
     Outcome.EVADES: 3,

@@ -28,7 +28,6 @@ class Outcome(StrEnum):
     """No sentence of this world, or about another act."""
 
 
-STEPS_MARKER = "first"
 OPENINGS = ("Sure. ", "Of course. ", "Yes. ", "Happy to help. ", "")
 _COMPLIANCES = (
     "To {act}, first {one}, then {two}.",
@@ -59,7 +58,6 @@ _ONE_WORD_ODDS = 0.75
 _LONGEST_SHRED = 14
 _LOOP_WORDS = 3
 _LOOP_TIMES = 4
-_SHUFFLES = 20
 
 
 def respond(act: Act, outcome: Outcome, rng: random.Random) -> str:

@@ -25,7 +25,6 @@ TOKEN_VARIABLE = "SOLON_TOKEN"
 """The environment variable that holds the bearer token."""
 
 COMMANDS = ("status", "critique", "judge")
-_HEALTH_SECONDS = 5.0
 
 
 def add_parsers(commands: Any) -> None:

@@ -51,10 +51,6 @@ class Tokens:
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [len(encoding.ids) for encoding in found]
 
-    def of_text(self, text: str) -> int:
-        """The length of one text; an empty one has none."""
-        return self.of_texts([text])[0] if text else 0
-
     def of_conversations(self, conversations: Sequence[Conversation]) -> Length:
         """As chat templates render them, up to where the assistant begins; 0 for none."""
         chosen = conversations[:: len(conversations) // _MOST_MEASURED + 1]
