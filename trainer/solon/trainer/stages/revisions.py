@@ -8,7 +8,7 @@ section 3. Knows nothing of training, and nothing of whether any response is goo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,40 +69,41 @@ async def run(context: StageContext) -> Summary:
         store=context.config.store,
         on_record=on_record,
     )
-    examples = export(context.run, config)
-    left_out = repetitive(context.run, config)
-    if left_out:
+    out = surplus(context.run, config)
+    examples, repetitive = _export(context.run, config, out)
+    if repetitive:
         context.progress.note(
-            f"revisions: {left_out:,} texts repeat themselves too much to be trained on"
+            f"revisions: {repetitive:,} texts repeat themselves too much to be trained on"
         )
     return {
         "prompts": len(items),
         "examples": examples,
-        "repetitive": left_out,
-        "surplus": len(surplus(context.run, config)),
+        "repetitive": repetitive,
+        "surplus": len(out),
         "outcomes": dict(share.counts),
     }
 
 
-def export(run: RunDirectory, config: RevisionsConfig) -> int:
-    """Write the fine-tuning examples; returns how many there are.
+def _export(run: RunDirectory, config: RevisionsConfig, out: Collection[str]) -> tuple[int, int]:
+    """Write the fine-tuning examples but for those whose ids are ``out``.
+
+    Returns:
+        How many there are, and how many whole responses and revisions repeat themselves too much.
 
     Raises:
         StageFailed: There are none.
     """
-    out = surplus(run, config)
-    examples = [
-        example
-        for record in run.parts(FOLDER, REVISIONS).records()
-        for example in examples_of(record, config)
-        if example["id"] not in out
-    ]
+    examples: list[dict[str, Any]] = []
+    repetitive = 0
+    for record in run.parts(FOLDER, REVISIONS).records():
+        examples += (one for one in examples_of(record, config) if one["id"] not in out)
+        repetitive += sum(is_repetitive(text, config.max_repetition) for _, text in _whole(record))
     if not examples:
         raise StageFailed(
             "revisions: no response or revision can be trained on; look at the records in "
             f"{run.url}/{FOLDER}"
         )
-    return run.export("sft/train", examples, SFT_EXPORT)
+    return run.export("sft/train", examples, SFT_EXPORT), repetitive
 
 
 def surplus(run: RunDirectory, config: RevisionsConfig) -> frozenset[str]:
@@ -118,15 +119,6 @@ def surplus(run: RunDirectory, config: RevisionsConfig) -> frozenset[str]:
             revised += len(ids)
     most = int(config.helpful_share / (1 - config.helpful_share) * revised + 1e-9)
     return frozenset(sorted(helpful, key=lambda name: derive_seed(0, "surplus", name))[most:])
-
-
-def repetitive(run: RunDirectory, config: RevisionsConfig) -> int:
-    """How many responses and revisions are whole, but repeat themselves too much for training."""
-    return sum(
-        is_repetitive(text, config.max_repetition)
-        for record in run.parts(FOLDER, REVISIONS).records()
-        for _, text in _whole(record)
-    )
 
 
 def _items(red_team: PromptSet, helpfulness: PromptSet) -> list[_Item]:
