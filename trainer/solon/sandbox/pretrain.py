@@ -28,7 +28,6 @@ from solon.sandbox.muon import Muon
 from solon.sandbox.packing import Batch, batches
 from solon.sandbox.tokens import DocumentTokenizer, TokenizedDocument, train_tokenizer
 
-_TOKENIZER_DOCUMENTS = 20_000
 _RECENT = 50
 """Updates over which the loss that is shown is averaged."""
 
@@ -39,6 +38,8 @@ class PretrainConfig:
 
     seed: int = 0
     """Of the weights and of the corpus."""
+    tokenizer_documents: int = 20_000
+    """Documents that the tokenizer is made from, >= 1."""
     steps: int = 5000
     """Updates, >= 1."""
     rows: int = 8
@@ -75,7 +76,7 @@ class Pretraining:
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.threads)
         self.config = config
-        self.tokenizer = train_tokenizer(_texts(config.seed))
+        self.tokenizer = train_tokenizer(_texts(config))
         self.model = _model(config, self.tokenizer)
         self._batches = _batches(config, self.tokenizer)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -114,8 +115,8 @@ class Pretraining:
         unfinished.rename(out)
 
 
-def _texts(seed: int) -> Iterator[str]:
-    for document in itertools.islice(documents(seed), _TOKENIZER_DOCUMENTS):
+def _texts(config: PretrainConfig) -> Iterator[str]:
+    for document in itertools.islice(documents(config.seed), config.tokenizer_documents):
         for sample in document.samples:
             for message in sample.conversation.messages:
                 yield message.content
@@ -214,12 +215,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory to write the model to")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--tokenizer-documents", type=int, default=defaults.tokenizer_documents)
+    parser.add_argument("--threads", type=int, default=defaults.threads)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long")
     given = parser.parse_args(arguments)
-    if given.steps < 1:
-        parser.error(f"--steps: expected 1 or more, got {given.steps!r}")
+    for flag in ("steps", "tokenizer_documents", "threads"):
+        if getattr(given, flag) < 1:
+            spelt = flag.replace("_", "-")
+            parser.error(f"--{spelt}: expected 1 or more, got {getattr(given, flag)!r}")
     console = Console(stderr=True)
-    pretraining = Pretraining(PretrainConfig(seed=given.seed, steps=given.steps))
+    config = PretrainConfig(
+        seed=given.seed,
+        steps=given.steps,
+        tokenizer_documents=given.tokenizer_documents,
+        threads=given.threads,
+    )
+    pretraining = Pretraining(config)
     loss = pretrain(pretraining, minutes=given.minutes, console=console)
     pretraining.save(given.out)
     console.print(f"wrote {given.out}: loss {loss:.3f}")
