@@ -1,9 +1,10 @@
-"""What all tests share: one thread for torch, and the spans that a test makes in its process."""
+"""What all tests share: one thread for torch, the order of the long ones, a test's own spans."""
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,24 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, Sam
 # before torch is imported, here and in what tests start: on models as small as theirs more threads
 # gain nothing, and beside other work they wait for one another (ten times as long, measured)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+LONG = ("end_to_end", "training")
+"""Folders whose files take minutes: begun last, one would keep a single process busy at the end."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without the garbage collector: what is imported stays, and looking through it takes long."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 class Switch(Sampler):
