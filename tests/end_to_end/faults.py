@@ -3,7 +3,7 @@
 The whole loop: real services on the sandbox model, real training, `kill -9`. By hand, on any
 configuration:
 
-    python tests/end_to_end/faults.py CONFIG FOLDER --kills 10 [--of services] [key.path=value ...]
+    python tests/end_to_end/faults.py CONFIG FOLDER --kills 10 [--of service] [key.path=value ...]
 
 It leaves FOLDER/straight (the unharmed run) and FOLDER/killed-N, prints every kill, and exits with
 1 and a list of what differs.
@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import psutil
 import pyarrow.parquet as pq
@@ -42,8 +43,12 @@ VARYING = {"queue", "inference", "cached_tokens", "time", "eps"}
 """Keys that may differ between two runs of one seed: times, and what a cache happened to hold."""
 SOON = "store.part_seconds=0.5"
 """A part is written often, so that a kill finds a stage half done."""
-MOST_OF_A_ROLE = 4
+MOST_OF_A_SERVICE = 4
 """Kills of one service; a run rightly gives up one that dies five times in a minute."""
+Victim = Literal["coordinator", "service"]
+_PART = re.compile(r"part-\d+\.parquet")
+_LOOK_SECONDS = 0.1
+"""How often a run is asked how far it got."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,48 +80,38 @@ class Trial:
         assert self.start().wait() == 0, self.log
         return time.monotonic() - began
 
-    def kill_coordinator(self, within: float, dice: random.Random) -> list[str]:
-        """Kill the coordinator and go on, until an attempt ends by itself; what was killed when.
+    def harm(
+        self, of: Sequence[Victim], every: int, within: float, dice: random.Random
+    ) -> list[str]:
+        """Kill what ``of`` names, in turn, until an attempt ends by itself; what was killed when.
 
-        Every attempt is killed at a moment drawn from [0, ``within``) seconds.
+        The first kill comes a moment after the start, each other one a moment after the run got
+        further by 1 to 2 ``every`` steps that no attempt made before, so that it has an end. A
+        moment is drawn from [0, ``within``) seconds. A killed coordinator is started again, a
+        killed service is the coordinator's to start.
         """
-        kills = []
-        while True:
-            process = self.start()
-            try:
-                code = process.wait(dice.uniform(0, within))
-            except subprocess.TimeoutExpired:
-                orphans = psutil.Process(process.pid).children(recursive=True)
-                process.kill()
-                process.wait()
-                kills.append(where(self.folder))
-                _, alive = psutil.wait_procs(orphans, timeout=30)
-                assert not alive, f"outlived the coordinator: {alive}"
-            else:
-                assert code == 0, self.log
-                return kills
-
-    def kill_services(self, every: float, dice: random.Random) -> list[str]:
-        """Kill one service after the other while the run, never restarted, goes on.
-
-        Seconds between two kills are drawn from [0, 2 ``every``).
-        """
+        kills: list[str] = []
+        made: set[str] = set()
+        enough = 0
         process = self.start()
-        kills = []
-        victims: Counter[str] = Counter()
-        while True:
-            try:
-                code = process.wait(dice.uniform(0, 2 * every))
-            except subprocess.TimeoutExpired:
-                found = [one for one in _services(process.pid) if victims[one[0]] < MOST_OF_A_ROLE]
-                if found:
-                    role, victim = dice.choice(found)
-                    victims[role] += 1
-                    victim.send_signal(signal.SIGKILL)
-                    kills.append(f"{role} in {where(self.folder)}")
+        while (code := _ended(process, _LOOK_SECONDS)) is None:
+            made |= set(steps(self.folder))
+            if len(made) < enough or _ended(process, dice.uniform(0, within)) is not None:
+                continue
+            turn = of[len(kills) % len(of)]
+            if turn == "coordinator":
+                kills.append(f"coordinator: {where(self.folder)}")
+                _kill_with_children(process)
+                process = self.start()
+            elif found := [one for one in _services(process.pid) if _may_die(one[0], kills)]:
+                name, victim = dice.choice(found)
+                kills.append(f"{name}: {where(self.folder)}")
+                victim.send_signal(signal.SIGKILL)
             else:
-                assert code == 0, self.log
-                return kills
+                continue
+            enough = len(made) + dice.randint(1, 2 * every)
+        assert code == 0, self.log
+        return kills
 
 
 def _services(coordinator: int) -> Iterator[tuple[str, psutil.Process]]:
@@ -127,17 +122,55 @@ def _services(coordinator: int) -> Iterator[tuple[str, psutil.Process]]:
             continue
         for role in ("policy", "critic", "judge"):
             if f"solon.{role}.server" in words:
-                yield role, child
+                yield f"{role} service", child
+
+
+def _may_die(service: str, kills: Sequence[str]) -> bool:
+    return sum(kill.startswith(service) for kill in kills) < MOST_OF_A_SERVICE
+
+
+def _ended(process: subprocess.Popen[str], seconds: float) -> int | None:
+    """The exit code, if it ends within so many seconds."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _kill_with_children(coordinator: subprocess.Popen[str]) -> None:
+    """Kill the coordinator, with which everything that it started has to end."""
+    orphans = psutil.Process(coordinator.pid).children(recursive=True)
+    coordinator.kill()
+    coordinator.wait()
+    # an engine sees it between two imports, which on a busy machine take long
+    _, alive = psutil.wait_procs(orphans, timeout=300)
+    assert not alive, f"outlived the coordinator: {alive}"
+
+
+def stages_done(folder: Path) -> list[str]:
+    """The stages that a run is done with."""
+    state = folder / "state.json"
+    stages = json.loads(state.read_text())["stages"] if state.exists() else {}
+    return [name for name, stage in stages.items() if stage.get("done")]
+
+
+def steps(folder: Path) -> Iterator[str]:
+    """What a run has made so far: stages, parts, checkpoints, and training stages that began."""
+    yield from stages_done(folder)
+    # what is gone in the next moment is no error here, as it would be for `Path.glob`
+    for root, folders, files in os.walk(folder):
+        yield from (f"{root}/{name}" for name in files if _PART.fullmatch(name))
+        if (folder / "checkpoints") in (Path(root), *Path(root).parents):
+            yield from (f"{root}/{name}" for name in folders if ".tmp" not in name)
 
 
 def where(folder: Path) -> str:
     """How far a run is: the stages that are done, and the parts that are there."""
-    state = folder / "state.json"
-    stages = json.loads(state.read_text())["stages"] if state.exists() else {}
-    done = [name for name, stage in stages.items() if stage.get("done")]
-    parts = len(list(folder.glob("**/part-*.parquet")))
-    checkpoints = [path.name for path in folder.glob("checkpoints/*/*")]
-    return f"{' '.join(done) or 'nothing'} done, {parts} parts, checkpoints {checkpoints or 'none'}"
+    done = stages_done(folder)
+    made = [Path(step).relative_to(folder) for step in set(steps(folder)) - set(done)]
+    parts = sum(path.suffix == ".parquet" for path in made)
+    training = " ".join(sorted(str(path) for path in made if path.suffix != ".parquet"))
+    return f"{' '.join(done) or 'nothing'} done, {parts} parts, {training or 'no training'}"
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
@@ -199,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value")
     parser.add_argument("--kills", type=int, default=10, help="at least so many")
-    parser.add_argument("--of", choices=("coordinator", "services"), default="coordinator")
+    parser.add_argument("--of", choices=get_args(Victim), action="append", help="default: both")
+    parser.add_argument("--every", type=int, default=4, help="steps between two kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -213,10 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             break
         folder = given.folder / f"killed-{number}"
         trial = Trial(config=given.config, folder=folder, overrides=overrides)
-        if given.of == "coordinator":
-            killed = trial.kill_coordinator(seconds / 3, dice)
-        else:
-            killed = trial.kill_services(seconds / 8, dice)
+        killed = trial.harm(given.of or get_args(Victim), given.every, seconds / 20, dice)
         for line in killed:
             print(f"{folder.name}: killed: {line}", flush=True)
         kills += len(killed)

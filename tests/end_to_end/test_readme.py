@@ -1,15 +1,19 @@
-"""The README's commands and programs, word for word; CI runs the first two."""
+"""The README's commands and programs, word for word; CI runs the first two. And their run, killed.
+
+All that looks at the tour's run is in this one file: a file's tests share a process, and the run.
+"""
 
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -17,6 +21,7 @@ from solon.client.sync import CriticClient, JudgeClient
 from solon.trainer.ablation.figures import measure
 from solon.trainer.schemas import PREFERENCES, REVISIONS
 from solon.trainer.store import RunDirectory
+from tests.end_to_end.faults import Trial, Victim, differences
 
 PORTS = (50052, 50053)
 
@@ -82,6 +87,20 @@ def test_an_ablation_measures_a_run_as_its_evaluation_does(tour: Any) -> None:
     assert revised[0] > revised[1]
     assert set(figures["labels.position_bias"].values()) <= {0.0, 1.0}
     assert figures["seconds"][""] > 0
+
+
+def test_a_run_whose_coordinator_and_services_are_killed_at_random_moments_equals_an_unharmed_one(
+    tour: Any, tmp_path: Path
+) -> None:
+    # parts of 8 records: there are several of every stage's, however fast the machine is
+    parts = ("store.part_records=8",)
+    trial = Trial(config="sandbox-tiny", folder=tmp_path / "killed", overrides=parts)
+    # an attempt that a dead service stops ends with an error, which none may; `faults.py`, by
+    # hand, kills as often as one likes
+    killed = trial.harm(get_args(Victim), every=8, within=tour.seconds / 20, dice=random.Random(5))
+    for victim in get_args(Victim):
+        assert sum(victim in line for line in killed) >= 2, killed
+    assert differences(trial.folder, tour.run) == [], killed
 
 
 def test_a_configuration_of_ones_own_is_checked_before_anything_starts(
