@@ -305,7 +305,9 @@ def test_without_ground_truth_the_models_are_compared_and_it_is_said(
     assert main(["revisions", str(config)]) == 0
     pretend_trained(run, "sft", "rl")
     assert main(["evaluate", str(run)]) == 0
-    assert "the judge's opinion" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "the judge's opinion" in said.err
+    assert f"Records: {run}/revisions, {run}/evaluation\n" in said.out
     found = json.loads((run / "evaluation.json").read_text())
     assert found["ground_truth"] is None
     assert set(found["models"]) == {"base", "sl", "rl"}

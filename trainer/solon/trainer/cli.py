@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry-run",
         action="store_true",
-        help="check all that the run needs, and estimate its cost; start nothing",
+        help="as `check`, and look at models, services and disk, and estimate cost; start nothing",
     )
     run.add_argument(
         "--gpus",
@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         one = commands.add_parser(stage, allow_abbrev=False, help=f"one stage: {purpose}")
         _add_common(one, "a run directory, or what `solon run` takes")
     check = commands.add_parser(
-        "check", allow_abbrev=False, help="check a configuration and all it names; run nothing"
+        "check",
+        allow_abbrev=False,
+        help="check a configuration and all it names, as `run --dry-run` first does; run nothing",
     )
     _add_common(check, "a shipped name, a YAML file, or a run directory")
     explain = commands.add_parser(
@@ -332,7 +334,11 @@ def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
     console.result(times_sentence({stage: pipeline.state.seconds(stage) for stage in STAGES}))
     root = pipeline.session.run.url
     console.result(f"Models: {root}/models  Figures: {root}/{RESULT_NAME}")
-    console.result(f"Records: {root}/revisions, {root}/preferences, {root}/evaluation")
+    # without a reward model, say, nothing is compared
+    is_there = pipeline.session.run.storage.exists
+    folders = ("revisions", "preferences", "evaluation")
+    there = [f"{root}/{folder}" for folder in folders if is_there(folder)]
+    console.result(f"Records: {', '.join(there)}")
 
 
 def _how_to_go_on(options: argparse.Namespace, why: str) -> str:
