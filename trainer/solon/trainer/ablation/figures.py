@@ -86,7 +86,10 @@ def _of_judge(run: RunDirectory) -> dict[str, Cases]:
     with_truth = [pair for pair in pairs if pair["a_is_better"] is not None]
     flips = {pair["id"]: prefers_position(pair["comparison"]) for pair in pairs}
     return {
-        "judge.accuracy": {pair["id"]: float(is_right(pair)) for pair in with_truth},
+        "judge.accuracy": {
+            pair["id"]: float(is_right(pair["comparison"], a_is_better=pair["a_is_better"]))
+            for pair in with_truth
+        },
         "judge.position_bias": {
             name: float(flip) for name, flip in flips.items() if flip is not None
         },
@@ -115,8 +118,7 @@ def _of_labels(run: RunDirectory, *, truth: bool) -> dict[str, Cases]:
         if better is None:
             continue
         probability = pair["probability_a"]
-        # without a verdict, or with a tie, the judge did not find the better one
-        right[name] = float(probability not in (None, 0.5) and (probability > 0.5) == better)
+        right[name] = float(is_right(pair, a_is_better=better))
         if probability is not None:
             said.append((probability, float(better)))
     figures: dict[str, Cases] = {"labels.accuracy": right, "labels.position_bias": flips}

@@ -49,7 +49,9 @@ def of_judge(pairs: Sequence[Record]) -> dict[str, float | int | None]:
     with_truth = [pair for pair in pairs if pair["a_is_better"] is not None]
     flips = [prefers_position(pair["comparison"]) for pair in pairs]
     return {
-        "accuracy": rate(with_truth, is_right)["rate"],
+        "accuracy": rate(
+            with_truth, lambda pair: is_right(pair["comparison"], a_is_better=pair["a_is_better"])
+        )["rate"],
         "position_bias": rate([f for f in flips if f is not None], bool)["rate"],
         "n": len(pairs),
     }
@@ -110,12 +112,10 @@ def _of_model(records: Sequence[Record]) -> dict[str, Rate]:
     return {name: share(kinds, truths) for name, (kinds, truths) in RATES.items()}
 
 
-def is_right(pair: Record) -> bool:
-    """Whether the judge prefers the better response of a pair of which that is known."""
-    probability = pair["comparison"]["probability_a"]
-    if probability is None or probability == 0.5:
-        return False
-    return bool((probability > 0.5) == pair["a_is_better"])
+def is_right(comparison: Record, *, a_is_better: bool) -> bool:
+    """Whether the judge prefers the better response; not with a tie, nor without a verdict."""
+    probability = comparison["probability_a"]
+    return probability not in (None, 0.5) and (probability > 0.5) == a_is_better
 
 
 def _wins(model: str, other: str, pairs: Sequence[Record]) -> list[float]:
