@@ -215,7 +215,7 @@ async def late(line: Line, meanwhile: Callable[[], Any]) -> bool:
     with pytest.raises(errors.DeadlineExceeded), line.turn() as turn:  # noqa: PT012
         await meanwhile()
         raise LATE
-    return turn.crowded
+    return turn.late
 
 
 async def nothing() -> None:

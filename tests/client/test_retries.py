@@ -260,6 +260,48 @@ async def test_patience_with_a_crowd_begins_anew_whenever_another_call_is_answer
     assert caught.value.__notes__ == ["gave up after 7 attempts in 311.0 s"]
 
 
+async def test_calls_that_are_late_together_are_tried_again_however_long_each_takes() -> None:
+    clock = Clock()
+    line = Line(60, retry_late=True, clock=clock)
+    policy = RetryPolicy(retry_for=60, first_delay=0.001, longest_delay=0.001)
+    late = errors.DeadlineExceeded("the deadline passed")
+    one, other = (Retries(policy, line, clock=clock) for _ in range(2))
+
+    async def passes(until: asyncio.Event) -> None:
+        await until.wait()
+        raise late
+
+    async def attempt(retries: Retries, until: asyncio.Event) -> None:
+        await retries.turn()
+        with pytest.raises(errors.DeadlineExceeded), retries.attempt():
+            await passes(until)
+        await retries.wait_after(late)
+
+    for _ in range(2):
+        line.limit = 2
+        ends = [asyncio.Event(), asyncio.Event()]
+        tried = [
+            asyncio.ensure_future(attempt(retries, end))
+            for retries, end in zip((one, other), ends, strict=True)
+        ]
+        await asyncio.sleep(0)
+        third = asyncio.ensure_future(line.enter(line.ticket()))
+        for end in ends:
+            clock.now += 600
+            end.set()
+            await asyncio.sleep(0)
+        # both have failed, nothing was answered for ten times the patience: one asks alone
+        await third
+        assert (line.in_flight, line.limit) == (1, 1)
+        with line.turn():
+            pass
+        await asyncio.gather(*tried)
+    alone = asyncio.Event()
+    alone.set()
+    with pytest.raises(errors.DeadlineExceeded):
+        await attempt(one, alone)
+
+
 async def test_answers_to_others_give_no_patience_with_a_service_that_is_gone() -> None:
     clock = Clock()
     line = Line(60, clock=clock)

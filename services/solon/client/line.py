@@ -30,6 +30,9 @@ from solon.client.errors import (
     Unavailable,
 )
 
+FULL = (Overloaded, DeadlineInQueue)
+"""Errors of which fewer calls in flight are the cure."""
+
 _DECREASE = 0.9
 """Of what the servers held when they refused more: leaves room for other clients to grow."""
 
@@ -44,8 +47,8 @@ class Turn:
     """Calls that had had a turn when it began, itself included."""
     alone: bool
     """Whether no other call was in flight then."""
-    crowded: bool = False
-    """Whether it failed, and might not have with fewer in flight."""
+    late: bool = False
+    """Whether its deadline passed, and might not have without the others."""
 
 
 class Line:
@@ -75,7 +78,7 @@ class Line:
         self.answered_at = -math.inf
         """When the last answer came, by the clock."""
         self._patience = patience
-        self._retry_late = retry_late
+        self._retry_late = retry_late and patience > 0
         self._clock = clock
         self._steep_until = math.inf
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -120,7 +123,7 @@ class Line:
         try:
             yield turn
         except SolonError as error:
-            turn.crowded = self._is_crowded(error, turn)
+            turn.late = self._is_late(error, turn)
             self._failed(error, turn)
             raise
         except BaseException:
@@ -152,33 +155,35 @@ class Line:
             self.limit += 1 if self.limit < self._steep_until else 1 / self.limit
         self._leave()
 
-    def _is_crowded(self, error: SolonError, turn: Turn) -> bool:
-        if isinstance(error, (Overloaded, DeadlineInQueue)):
-            return True
-        had_company = not turn.alone or self._begun > turn.begun
-        return self._retry_late and isinstance(error, DeadlineExceeded) and had_company
+    def _is_late(self, error: SolonError, turn: Turn) -> bool:
+        alone = turn.alone and self._begun == turn.begun
+        passed = isinstance(error, DeadlineExceeded) and not isinstance(error, DeadlineInQueue)
+        return self._retry_late and passed and not alone
 
     def _failed(self, error: SolonError, turn: Turn) -> None:
         self.in_flight -= 1
-        if self._patience and isinstance(error, (Overloaded, Unavailable, DeadlineExceeded)):
-            self._follow(error, turn)
-            now = self._clock()
-            if self._failing_since is None:
-                self._failing_since = now
-            # what is in flight may yet be answered
-            if not self.in_flight and now - self._failing_since > self._patience:
-                self._send_away(error)
+        if turn.late:
+            # by Little's law, what is done in one call's time is what may be in flight: if that is
+            # nothing, one call alone will tell whether it can be done at all
+            self._fall(self._answers - turn.answered)
+        elif self._patience and isinstance(error, (Overloaded, Unavailable, DeadlineExceeded)):
+            self._follow(error)
         self._let_in()
 
-    def _follow(self, error: SolonError, turn: Turn) -> None:
-        held: float = self.in_flight
-        if turn.crowded:
-            if not isinstance(error, (Overloaded, DeadlineInQueue)):
-                # by Little's law, what is done in one call's time is what may be in flight
-                held = self._answers - turn.answered
-            self.limit = self._steep_until = max(1.0, min(self.limit, held * _DECREASE))
+    def _follow(self, error: SolonError) -> None:
+        if isinstance(error, FULL):
+            self._fall(self.in_flight)
         elif isinstance(error, Unavailable):
-            self.limit = max(1.0, min(self.limit, held))
+            self.limit = max(1.0, min(self.limit, self.in_flight))
+        now = self._clock()
+        if self._failing_since is None:
+            self._failing_since = now
+        # what is in flight may yet be answered
+        if not self.in_flight and now - self._failing_since > self._patience:
+            self._send_away(error)
+
+    def _fall(self, held: int) -> None:
+        self.limit = self._steep_until = max(1.0, min(self.limit, held * _DECREASE))
 
     def _send_away(self, error: SolonError) -> None:
         waiting, self._waiting = self._waiting, []

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from solon.client.errors import DeadlineInQueue, Overloaded, SolonError, Unavailable
-from solon.client.line import Line, Turn
+from solon.client.errors import SolonError, Unavailable
+from solon.client.line import FULL, Line, Turn
 
 Result = TypeVar("Result")
 
-RETRYABLE = (Overloaded, Unavailable, DeadlineInQueue)
-"""Errors after which the same call may succeed, even with as much in flight."""
+RETRYABLE = (*FULL, Unavailable)
+"""Errors after which the same call may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,22 +108,30 @@ class Retries:
         Raises:
             SolonError: ``error`` itself, if it is not worth a retry or the time is used up.
         """
-        crowded = self._turn is not None and self._turn.crowded
-        if not (crowded or isinstance(error, RETRYABLE)):
+        late = self._turn is not None and self._turn.late
+        if not (late or isinstance(error, RETRYABLE)):
             raise error
+        self._failures += 1
+        pause = self._policy.delay(self._failures, error.retry_after)
+        if late:
+            # nothing is lost: in the end it is alone in flight, and late no more or for good
+            self._failed_since = None
+        else:
+            self._give_up_if_in_vain(error, pause)
+        self._line.retried += 1
+        await asyncio.sleep(pause)
+
+    def _give_up_if_in_vain(self, error: SolonError, pause: float) -> None:
         now = self._clock()
         if self._failed_since is None:
             self._failed_since = now
-        self._failures += 1
-        pause = self._policy.delay(self._failures, error.retry_after)
-        elapsed = now - self._failed_since
-        # while others are answered, a call in a crowd has only not had its turn
-        in_vain = min(elapsed, now - self._line.answered_at) if crowded else elapsed
+        elapsed = in_vain = now - self._failed_since
+        if isinstance(error, FULL):
+            # while others are answered, its turn will come
+            in_vain = min(elapsed, now - self._line.answered_at)
         if in_vain + pause > self._policy.retry_for:
             error.add_note(f"gave up after {self._failures} attempts in {elapsed:.1f} s")
             raise error
-        self._line.retried += 1
-        await asyncio.sleep(pause)
 
 
 async def with_retries(
