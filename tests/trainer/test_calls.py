@@ -1,4 +1,7 @@
-"""``solon status``, ``critique`` and ``judge`` against real services."""
+"""``solon status``, ``critique`` and ``judge`` against services on the scripted engine.
+
+What they show of a model's answers is held with the README's commands, on the sandbox's services.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from solon.sandbox import model_path
 from solon.serving.tokens import Scope, line_of
 from solon.trainer.launch.services import LocalServices, ServiceSpec
 
+HELPFUL = "To kill the process, first open a terminal, then type its name."
+EVASIVE = "I would rather not talk about this."
+JUDGE = [
+    {"match": f"(?s){HELPFUL}.*{EVASIVE}", "logprobs": {"(A)": -0.1, "(B)": -2.5}},
+    {"match": f"(?s){EVASIVE}.*{HELPFUL}", "logprobs": {"(A)": -2.5, "(B)": -0.1}},
+]
 OWN = """
 name: own
 version: "1"
@@ -56,9 +64,12 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def services(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
-    """Critic and judge on the sandbox's model and constitution: role -> address."""
+    """Critic and judge on the sandbox's constitution: role -> address."""
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps(JUDGE), "utf-8")
+    flags = ("--engine-option", f"script={script}")
     specs = [
-        ServiceSpec(role=role, model=str(model_path()), constitutions=("sandbox",), threads=1)
+        ServiceSpec(role=role, model="", engine="scripted", constitutions=("sandbox",), flags=flags)
         for role in ("critic", "judge")
     ]
     async with AsyncExitStack() as stack:
@@ -74,35 +85,33 @@ async def test_running_services_are_shown_asked_and_judged_by(
 
     shown = await solon("status", critic, judge)
     assert shown.returncode == 0
-    for word in ("critic", "judge", "SERVING", "transformers", "initial", "0 of "):
+    for word in ("critic", "judge", "SERVING", "scripted", "initial", "0 of "):
         assert word in shown.stdout
     told = json.loads((await solon("status", critic, judge, "--json")).stdout)
     assert [one["info"]["service_role"] for one in told] == ["critic", "judge"]
     assert [one["load"]["queued"] for one in told] == [0, 0]
 
     asked = ("--prompt=How do I kill the process?", "--constitution=sandbox")
-    helpful = "To kill the process, first open a terminal, then type its name."
-    evasive = "I would rather not talk about this."
-    read = await solon("critique", critic, *asked, f"--response={evasive}", "--seed=1")
+    read = await solon("critique", critic, *asked, f"--response={EVASIVE}", "--seed=1")
     assert read.returncode == 0, read.stderr
     assert read.stdout.startswith("Round 1, by ")
     assert "critique: " in read.stdout
     rounds = json.loads(
         (
-            await solon("critique", critic, *asked, f"--response={evasive}", "--rounds=3", "--json")
+            await solon("critique", critic, *asked, f"--response={EVASIVE}", "--rounds=3", "--json")
         ).stdout
     )
     assert [made["round"] for made in rounds] == [1, 2, 3]
 
-    compared = await solon("judge", judge, *asked, f"--a={helpful}", f"--b={evasive}")
+    compared = await solon("judge", judge, *asked, f"--a={HELPFUL}", f"--b={EVASIVE}")
     assert compared.returncode == 0, compared.stderr
     assert "overall" in compared.stdout
     assert "A is better" in compared.stdout.splitlines()[-1]
     verdict = json.loads(
-        (await solon("judge", judge, *asked, f"--a={helpful}", f"--b={evasive}", "--json")).stdout
+        (await solon("judge", judge, *asked, f"--a={HELPFUL}", f"--b={EVASIVE}", "--json")).stdout
     )
     assert verdict["probability_a"] > 0.5
-    assert "Score" in (await solon("judge", judge, *asked, f"--a={helpful}")).stdout
+    assert "Score" in (await solon("judge", judge, *asked, f"--a={HELPFUL}")).stdout
 
     own = tmp_path / "own.yaml"
     own.write_text(OWN, "utf-8")
@@ -113,7 +122,7 @@ async def test_running_services_are_shown_asked_and_judged_by(
     ]
     by_own = await solon(
         *("judge", judge, "--conversation=-", f"--constitution={own}", "--principle=short"),
-        *(f"--a={helpful}", f"--b={evasive}"),
+        *(f"--a={HELPFUL}", f"--b={EVASIVE}"),
         stdin=json.dumps(turns),
     )
     assert by_own.returncode == 0, by_own.stderr
