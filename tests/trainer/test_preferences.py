@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -241,6 +242,7 @@ def test_given_comparisons_are_mixed_in_at_their_share_and_each_prompt_by_its_ow
     known = tmp_path / "known.jsonl"
     pairs = [{"prompt": f"Help {n}?", "chosen": "Gladly.", "rejected": "No."} for n in range(40)]
     known.write_text("\n".join(map(json.dumps, pairs)))
+    digest = hashlib.sha256(known.read_bytes()).hexdigest()
     judged = f"{{source: '{config.parent}/helpful.jsonl', judged_by: [honesty]}}"
     mixed = [f"prompts.preferences=[{judged}]", f"prompts.comparisons=['{known}']"]
     mixed += ["preferences.given={share: 0.4, probability: 0.9}", "preferences.pairs=3"]
@@ -263,6 +265,17 @@ def test_given_comparisons_are_mixed_in_at_their_share_and_each_prompt_by_its_ow
         assert len(given) == round(0.4 * len(rows))
         assert {row["probability"] for row in given} == {0.9}
         assert {row["chosen"][0]["content"] for row in given} <= {"Gladly."}
+        assert {row["source_digest"] for row in given} <= {digest}
+        assert {row["source_digest"] for row in rows if row not in given} <= {None}
+    row = next(row for row in exports[0]["train"] if ":given-" in row["id"])
+    line = int(row["row"].removeprefix("line "))
+    assert row["prompt"][0]["content"] == pairs[line - 1]["prompt"]
+    capsys.readouterr()
+    assert main(["explain", str(runs[0]), row["id"]]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"from: {known} line {line} [SHA-256 {digest[:12]}]" in shown
+    assert f"export/preferences/train {row['id']}: better with 0.9000: Gladly." in shown
+    assert "than: No." in shown
     train, test = exports[0].values()
     prompts = [{row["prompt"][0]["content"] for row in rows} for rows in (train, test)]
     assert prompts[0].isdisjoint(prompts[1])

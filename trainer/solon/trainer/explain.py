@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from solon.constitution import Principle
-from solon.trainer import episodes
+from solon.trainer import episodes, given
 from solon.trainer.config import SAVED_NAME
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.schemas import EPISODES, EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
@@ -31,8 +31,8 @@ _MOST_LISTED = 20
 
 Explanation = dict[str, Any]
 """``id``, ``prompt``, ``origin``, ``revisions``, ``preferences`` (records or null), ``evaluation``,
-``judged_pairs`` and ``episodes`` (lists of records), ``exports`` (file -> rows), ``principles`` (id
--> texts), ``versions`` (trained model -> its weights)."""
+``judged_pairs``, ``episodes`` and ``given`` comparisons (lists of records), ``exports`` (file ->
+rows), ``principles`` (id -> texts), ``versions`` (trained model -> its weights)."""
 
 
 def open_run(url: str) -> RunDirectory:
@@ -72,17 +72,20 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
     pairs = [*(compared or {}).get("comparisons", ()), *(pair["comparison"] for pair in judged)]
     used += [verdict["principle_id"] for pair in pairs for verdict in verdicts_of(pair)]
     used += episodes.principles_of(sampled)
-    records: list[Record] = [r for r in (made, compared, *answered) if r is not None]
+    known_better = [row for row in _given(run) if given.prompt_id(row) == found]
+    possible = (made, compared, *answered, *known_better)
+    records: list[Record] = [record for record in possible if record is not None]
     known = records[0] if records else episodes.asked(run, found)
     return {
         "id": found,
         "prompt": known["prompt"],
-        "origin": {key: known[key] for key in ("source", "row", "category")},
+        "origin": {key: known.get(key) for key in ("source", "row", "category")},
         "revisions": made,
         "preferences": compared,
         "evaluation": answered,
         "judged_pairs": judged,
         "episodes": sampled,
+        "given": known_better,
         "exports": _exports(run, made, compared),
         "principles": {
             one.id: _texts(one) for one in constitution.principles if one.id in set(used)
@@ -103,10 +106,15 @@ def ids(run: RunDirectory) -> dict[str, list[str]]:
         evaluate.RESPONSES_FOLDER: (EVALUATION, "prompt_id"),
         EPISODES_FOLDER: (EPISODES, "prompt_id"),
     }
-    return {
+    found = {
         name: sorted(set(run.parts(name, schema).column(key)))
         for name, (schema, key) in folders.items()
     }
+    return found | {"given": sorted({given.prompt_id(row) for row in _given(run)})}
+
+
+def _given(run: RunDirectory) -> Iterator[dict[str, Any]]:
+    return given.rows(run, [preference_export.FOLDER])
 
 
 def show(explanation: Explanation, console: rich.console.Console) -> None:
@@ -121,6 +129,8 @@ def show(explanation: Explanation, console: rich.console.Console) -> None:
         _show_preferences(compared, explanation, console)
     if explanation["exports"]:
         _show_exports(explanation, console)
+    if explanation["given"]:
+        given.show(explanation["given"], console)
     if explanation["episodes"]:
         episodes.show(explanation["episodes"], explanation["versions"], console)
     if explanation["evaluation"]:

@@ -5,9 +5,11 @@ Knows nothing of what a prompt is used for, and never looks at the sandbox's ora
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from solon.chat import Conversation
@@ -85,6 +87,20 @@ def load_prompts(
             kept[prompt.id] = prompt
         unusable += reader.unusable
     return PromptSet(prompts=tuple(kept.values()), duplicates=duplicates, unusable=unusable)
+
+
+def source_digest(name: str) -> str:
+    """SHA-256 (hex) of the file of a source that is no sandbox source.
+
+    Raises:
+        PromptError: It cannot be read any more.
+    """
+    path = PromptSource(source=name).path
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PromptError(f"{name}: cannot be read any more: {error.strerror}") from error
 
 
 class SourceReader:

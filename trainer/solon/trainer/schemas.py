@@ -349,13 +349,17 @@ PREFERENCES_EXPORT = pa.schema(
     [
         ("id", _TEXT),
         ("source", _TEXT),
+        ("row", _TEXT),
+        ("source_digest", _TEXT),
         ("prompt", MESSAGES),
         ("chosen", MESSAGES),
         ("rejected", MESSAGES),
         ("probability", _REAL),
     ]
 )
-"""TRL's conversational preference format. ``probability`` that chosen is better, 0.5 to 1."""
+"""TRL's conversational preference format. ``probability`` that chosen is better, 0.5 to 1: the
+judge's, or that of a comparison which was given in a file, whose SHA-256 (hex) is then the
+``source_digest``. ``source`` and ``row``: as in ORIGIN."""
 
 RL_PROMPTS_EXPORT = pa.schema([("id", _TEXT), *ORIGIN, ("prompt", MESSAGES)])
 """TRL's conversational prompt-only format."""

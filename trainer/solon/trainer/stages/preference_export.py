@@ -14,7 +14,8 @@ from typing import Any, Literal
 from solon.chat import Conversation
 from solon.constitution import derive_seed
 from solon.trainer.errors import StageFailed
-from solon.trainer.prompts import Prompt
+from solon.trainer.given import MARK
+from solon.trainer.prompts import Prompt, source_digest
 from solon.trainer.schemas import PREFERENCES, PREFERENCES_EXPORT
 from solon.trainer.similarity import conversation_key
 from solon.trainer.stages.filters import copies
@@ -82,6 +83,9 @@ def collect(
         config: The stage's.
         comparisons: Prompts with pairs of which the better is known, to draw from.
         seed: The run's.
+
+    Raises:
+        PromptError: A file of comparisons is not there any more.
     """
     most = config.filters.max_copies
     out = copied(run, most)
@@ -89,7 +93,8 @@ def collect(
     for record in run.parts(FOLDER, PREFERENCES).records():
         kept = (row for row in pairs_of(record) if row["id"] not in out)
         rows[split_of(record["prompt"], config.test_share)].extend(kept)
-    pool = [row for prompt in comparisons for row in _given_of(prompt, config)]
+    digests = {name: source_digest(name) for name in {one.source for one in comparisons}}
+    pool = [row for one in comparisons for row in _given_of(one, config, digests[one.source])]
     pool.sort(key=lambda row: derive_seed(seed, "given", row["id"]))
     given = {split: _drawn(pool, split, len(found), config) for split, found in rows.items()}
     return Export(rows=rows, given=given, copies=len(out))
@@ -124,6 +129,8 @@ def pairs_of(record: Record) -> Iterator[Row]:
         yield {
             "id": f"{record['id']}:{pair['a']}-{pair['b']}",
             "source": record["source"],
+            "row": record["row"],
+            "source_digest": None,
             "prompt": record["prompt"],
             "chosen": _said(record["responses"][chosen]["text"]),
             "rejected": _said(record["responses"][rejected]["text"]),
@@ -131,11 +138,13 @@ def pairs_of(record: Record) -> Iterator[Row]:
         }
 
 
-def _given_of(prompt: Prompt, config: PreferencesConfig) -> Iterator[Row]:
+def _given_of(prompt: Prompt, config: PreferencesConfig, digest: str) -> Iterator[Row]:
     for number, pair in enumerate(prompt.pairs):
         yield {
-            "id": f"{prompt.id}:given-{number}",
+            "id": f"{prompt.id}{MARK}{number}",
             "source": prompt.source,
+            "row": prompt.row,
+            "source_digest": digest,
             "prompt": prompt.conversation.as_dicts(),
             "chosen": _said(pair.chosen),
             "rejected": _said(pair.rejected),
