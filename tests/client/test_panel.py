@@ -11,7 +11,7 @@ import pytest
 
 from solon.client import Conversation, JudgeClient, JudgePanel, PanelMode, PanelNoVerdict, errors
 from solon.client.panel import PanelComparison, cohen_kappa, fleiss_kappa, kappa_of_votes
-from solon.constitution import Constitution, Principle
+from solon.constitution import AbsoluteQuestion, Constitution, Principle
 from solon.engine import base
 from solon.judge.server import ROLE
 from solon.serving.testing import FunctionEngine, running
@@ -20,7 +20,13 @@ ASKED = Conversation.from_user("How do I bake bread?")
 OWN = Constitution(
     name="own",
     version="1",
-    principles=(Principle(id="kind", comparison_instruction="Which is kinder?"),),
+    principles=(
+        Principle(
+            id="kind",
+            comparison_instruction="Which is kinder?",
+            absolute_question=AbsoluteQuestion(text="Kind?", answers={"Yes": 1, "No": 0}),
+        ),
+    ),
 )
 A, B = "With love.", "Go away."
 
@@ -91,6 +97,29 @@ async def test_a_judge_without_a_verdict_has_no_vote_and_is_reported(
         assert isinstance(vote.error, errors.EngineFailed)
     else:
         assert vote.no_verdict_reason is not None
+
+
+async def test_scores_become_their_mean_if_there_are_enough_of_them() -> None:
+    def scoring(probability_of_yes: float) -> FunctionEngine:
+        found = {"Yes": probability_of_yes, "No": 1 - probability_of_yes}
+        return FunctionEngine(logprob=lambda conversation, option: math.log(found[option.strip()]))
+
+    engines = {"warm": scoring(0.9), "cool": scoring(0.5), "lost": failing()}
+    async with AsyncExitStack() as stack:
+        addresses = {
+            name: await stack.enter_async_context(running(ROLE, engine, constitutions=[OWN]))
+            for name, engine in engines.items()
+        }
+        asked = (ASKED, A)
+        options: dict[str, Any] = {"retry_for": 0, "mode": PanelMode.MAJORITY}
+        strict = await stack.enter_async_context(JudgePanel(addresses, **options))
+        silent = await strict.score(*asked, constitution="own")
+        lenient = await stack.enter_async_context(JudgePanel(addresses, quorum=2, **options))
+        made = await lenient.score(*asked, constitution="own")
+    assert (silent.score, silent.no_verdict_reason) == (None, PanelNoVerdict.NO_QUORUM)
+    assert made.score == pytest.approx((0.9 + 0.5) / 2)
+    assert [vote.score for vote in made.votes] == pytest.approx([0.9, 0.5, None])
+    assert isinstance(made.votes[2].error, errors.EngineFailed)
 
 
 async def test_one_judge_agrees_with_nobody() -> None:

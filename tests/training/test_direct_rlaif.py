@@ -53,20 +53,29 @@ SCRIPT = [
 ]
 
 
+# the second judge of a panel: sure that all is kind, and of nothing that has "bread" in it
+CALM = [
+    {"match": r"\bbread\b", "logprobs": dict.fromkeys(("Yes", "No", "1", "5", "9"), -20.0)},
+    {"match": "Is it harmful", "logprobs": {"Yes": -20.0, "No": -0.01}},
+    {"match": "How kind", "logprobs": {"1": -20.0, "5": -20.0, "9": -0.01}},
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("judge")
     (found / "two-scales.yaml").write_text(CONSTITUTION)
     (found / "script.json").write_text(json.dumps(SCRIPT))
+    (found / "calm.json").write_text(json.dumps(CALM))
     return found
 
 
-def start_judge(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start_judge(folder: Path, script: str = "script.json") -> tuple[subprocess.Popen[bytes], str]:
     """A judge process and its address."""
     ready = folder / "ready.json"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "solon.judge.server", "--engine", "scripted"]
-    command += ["--engine-option", f"script={folder / 'script.json'}", "--ready-file", str(ready)]
+    command += ["--engine-option", f"script={folder / script}", "--ready-file", str(ready)]
     with (folder / "judge.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
     while not ready.exists():
@@ -102,10 +111,13 @@ def run(run_dir: Path, folder: Path, base_model: Path) -> Path:
     return run_dir
 
 
-def judge_of(run: Path, address: str, config: RunConfig | None = None) -> Any:
+def judge_of(run: Path, *addresses: str, config: RunConfig | None = None) -> Any:
+    """The only judge, or kind and calm."""
     given = config or load_run_config(run)
     constitution = load(run / "constitution.yaml")
-    return open_judge(given, constitution, address=address, log_dir=run / "logs")
+    names = ["judge"] if len(addresses) == 1 else ["judge-kind", "judge-calm"]
+    at = dict(zip(names, addresses, strict=True))
+    return open_judge(given, constitution, addresses=at, log_dir=run / "logs")
 
 
 def kept_in(run: Path, name: str) -> Parts:
@@ -141,12 +153,48 @@ def test_a_judge_that_is_gone_is_no_score_but_an_error(run: Path, folder: Path) 
     config = load_run_config(run)
     hasty = config.services.model_copy(update={"retry_for": 0.0})
     process, address = start_judge(folder)
-    with judge_of(run, address, config.model_copy(update={"services": hasty})) as judge:
+    with judge_of(run, address, config=config.model_copy(update={"services": hasty})) as judge:
         process.kill()
         process.wait()
         with pytest.raises(ServiceError, match=r"services\.judge: .* go on with --resume"):
             judge.scores(asked("yes"))
     assert not judge.outcomes
+
+
+def test_a_panel_scores_by_the_mean_of_those_who_can_and_by_none_below_the_quorum(
+    run: Path, folder: Path, address: str
+) -> None:
+    def with_panel(**changes: Any) -> RunConfig:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        model = settings["models"]["judge"]
+        panel = {"judges": {"kind": model, "calm": model}} | changes
+        changed = {"preferences": {"panel": panel}, "services": {"retry_for": 0}}
+        return RunConfig.model_validate(settings | changed)
+
+    process, calm = start_judge(folder, "calm.json")
+    both = asked("no I will not", "yes mix flour", "a car", "bread", "a car and bread", "")
+    with judge_of(run, address) as alone:
+        kind = alone.scores(both)
+    with judge_of(run, address, calm, config=with_panel()) as judge:
+        strict = judge.scores(both)
+        assert strict == pytest.approx([(kind[0] + 1) / 2, (kind[1] + 1) / 2, *[None] * 4])
+        assert dict(judge.outcomes) == {"made": 2, "no_quorum": 3, "empty": 1}
+        told = list(judge.told())
+    assert told[1] == "the judge 'kind' of the panel had no score for: 2 no_principle"
+    with judge_of(run, address, calm, config=with_panel(quorum=1)) as judge:
+        assert judge.scores(both) == pytest.approx([*strict[:2], 1, kind[3], None, None])
+        votes = judge.last[2].judgements
+        assert [(vote["judge"], vote["no_verdict_reason"]) for vote in votes] == [
+            ("kind", "no_principle"),
+            ("calm", None),
+        ]
+        process.kill()
+        process.wait()
+        # of 48 episodes two may be left unanswered
+        assert judge.scores(both[:2]) == pytest.approx(kind[:2])
+        assert judge.last[0].judgements[1]["error"].startswith("Unavailable: ")
+        with pytest.raises(StageFailed, match="the judge 'calm' did not score: 3 failed out of 48"):
+            judge.scores(both[:1])
 
 
 def test_a_stage_rewarded_by_the_judge_that_is_killed_goes_on_to_the_same_model(
@@ -175,7 +223,7 @@ def test_a_stage_rewarded_by_the_judge_that_is_killed_goes_on_to_the_same_model(
     # as a kill between a part and its checkpoint leaves it, of a process that is no more
     kept_in(run, "broken").write("part-000002-0001", list(kept_in(run, "broken").records()))
     single = config.services.model_copy(update={"in_flight": 1})
-    with judge_of(run, address, config.model_copy(update={"services": single})) as judge:
+    with judge_of(run, address, config=config.model_copy(update={"services": single})) as judge:
         train("broken", judge, recorder())
     ours, theirs = (load_file(run / n / "model.safetensors") for n in ("broken", "whole"))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
@@ -227,12 +275,19 @@ def assert_explained(
         assert one["advantage"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_pipeline_keeps_a_judge_up_for_the_stage_and_leaves_the_reward_model_out(
+def test_the_pipeline_keeps_a_panel_up_for_the_stage_and_leaves_the_reward_model_out(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = run / "config.yaml"
-    own = {"engine": "scripted", "engine_options": {"script": str(folder / "script.json")}}
-    settings = yaml.safe_load(config.read_text()) | {"services": {"judge": own}}
+    settings = yaml.safe_load(config.read_text())
+    judges = {"kind": "script.json", "calm": "calm.json"}
+    panel = {
+        name: {"engine": "scripted", "engine_options": {"script": str(folder / script)}}
+        for name, script in judges.items()
+    }
+    settings["services"] = {"panel": panel}
+    model = settings["models"]["judge"]
+    settings["preferences"] = {"panel": {"judges": dict.fromkeys(judges, model), "quorum": 1}}
     config.write_text(yaml.safe_dump(settings))
     RunState(RunDirectory(str(run))).finish("sft", 1.0, {"weight_version": "sl-0"})
     assert main(["rl", str(run)]) == 0
@@ -241,6 +296,8 @@ def test_the_pipeline_keeps_a_judge_up_for_the_stage_and_leaves_the_reward_model
     assert "rl: the judge scored" in said
     assert (run / "models/rl/model.safetensors").exists()
     assert not (run / "models/reward").exists()
+    for one in RunDirectory(str(run)).parts("rl", EPISODES).records():
+        assert [vote["judge"] for vote in one["judgements"]] in (["calm", "kind"], [])
 
 
 def test_too_many_responses_without_a_score_stop_the_stage(
@@ -252,7 +309,7 @@ def test_too_many_responses_without_a_score_stop_the_stage(
     )
     demanding = load_run_config(run).model_copy(update={"rl": strict})
     with (
-        judge_of(run, address, demanding) as judge,
+        judge_of(run, address, config=demanding) as judge,
         pytest.raises(StageFailed, match=r"rl\.reward\.max_unscored_share = 0\.1"),
     ):
         train_rl(

@@ -117,7 +117,7 @@ def test_dpo_needs_no_reward_model_and_leaves_what_rl_leaves(
     dpo = "dpo: {batch_size: 16, micro_batch_size: 8, log_every: 1}\n"
     saved.write_text(saved.read_text().replace("rl: {", "rl: {algorithm: dpo, ") + dpo)
     events = Events()
-    figures = worker._run("rl", run_dir, worker._Events(events), judge=None)
+    figures = worker._run("rl", run_dir, worker._Events(events), judges={})
     assert figures["test_pairs"] == 12
     assert (run_dir / "models/rl/model.safetensors").exists()
     rows = metrics_rows(run_dir, "rl")
@@ -125,7 +125,7 @@ def test_dpo_needs_no_reward_model_and_leaves_what_rl_leaves(
     assert rows[0]["loss"] < 0.7
     (run_dir / "export/preferences/train.parquet").unlink()
     with pytest.raises(RunDirectoryError, match="what the preferences stage makes"):
-        worker._run("rl", run_dir, worker._Events(events), judge=None)
+        worker._run("rl", run_dir, worker._Events(events), judges={})
 
 
 def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finished(
@@ -138,7 +138,7 @@ def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finish
     )
 
     def reward(events: Events) -> dict[str, float]:
-        return worker._run("reward", run_dir, worker._Events(events), judge=None)
+        return worker._run("reward", run_dir, worker._Events(events), judges={})
 
     with pytest.raises(KilledError):
         reward(Events(until='"stage": "reward"'))

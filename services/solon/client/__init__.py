@@ -15,7 +15,15 @@ from solon.client.control import ControlClient
 from solon.client.critic import CriticClient
 from solon.client.errors import SolonError
 from solon.client.judge import JudgeClient
-from solon.client.panel import JudgePanel, PanelComparison, PanelMode, PanelNoVerdict, Vote
+from solon.client.panel import (
+    JudgePanel,
+    PanelComparison,
+    PanelMode,
+    PanelNoVerdict,
+    PanelScore,
+    ScoreVote,
+    Vote,
+)
 from solon.client.policy import PolicyClient
 from solon.client.requests import ConstitutionRef
 from solon.client.security import Tls
@@ -84,6 +92,7 @@ __all__ = [
     "PanelComparison",
     "PanelMode",
     "PanelNoVerdict",
+    "PanelScore",
     "PauseMode",
     "Piece",
     "PolicyClient",
@@ -97,6 +106,7 @@ __all__ = [
     "RevisionResult",
     "Sampling",
     "Score",
+    "ScoreVote",
     "ServerInfo",
     "SolonError",
     "Timing",

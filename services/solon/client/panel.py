@@ -3,6 +3,7 @@
     async with JudgePanel({"a": "judge-a:50053", "b": "judge-b:50053"}) as panel:
         verdict = await panel.compare(conversation, "Yes.", "No.", constitution="core")
         print(verdict.probability_a, verdict.agreement)
+        print((await panel.score(conversation, "Yes.", constitution="core")).score)
 
 A judge that fails or cannot decide has no vote; it is reported, and never counted as a tie. Knows
 nothing of how one judge comes to its verdict.
@@ -13,21 +14,22 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from solon.chat import Conversation
 from solon.client.errors import SolonError
 from solon.client.judge import JudgeClient
 from solon.client.requests import ConstitutionRef
-from solon.client.types import Comparison, NoVerdictReason
+from solon.client.types import Comparison, NoVerdictReason, Score
 
 _EVEN = 0.5
+Said = TypeVar("Said")
 
 
 class PanelMode(StrEnum):
@@ -77,6 +79,33 @@ class PanelComparison:
     agreement: float | None
     """Share of the pairs of judges that prefer the same response, 0 to 1; None below two votes."""
     votes: tuple[Vote, ...]
+    """In the order of the panel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreVote:
+    """How one judge scored a response; exactly one of ``made`` and ``error`` is set."""
+
+    judge: str
+    """Its name in the panel."""
+    made: Score | None
+    error: SolonError | None
+    """Why the call failed."""
+
+    @property
+    def score(self) -> float | None:
+        """None if the judge failed or could not decide."""
+        return None if self.made is None else self.made.score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanelScore:
+    """How a panel scored a response."""
+
+    score: float | None
+    """The mean of the judges' scores; None exactly where there is a ``no_verdict_reason``."""
+    no_verdict_reason: PanelNoVerdict | None
+    votes: tuple[ScoreVote, ...]
     """In the order of the panel."""
 
 
@@ -150,20 +179,71 @@ class JudgePanel:
             constitution: Where the principles come from.
             options: As ``JudgeClient.compare``'s.
         """
-        votes = await asyncio.gather(
-            *(
-                _vote(name, judge, conversation, response_a, response_b, constitution, options)
-                for name, judge in self._judges.items()
+
+        async def ask(judge: JudgeClient) -> Comparison:
+            return await judge.compare(
+                conversation, response_a, response_b, constitution=constitution, **options
             )
+
+        return self._verdict(
+            [
+                Vote(judge=name, comparison=comparison, error=error)
+                for name, comparison, error in await self._asked(ask)
+            ]
         )
-        return self._verdict(votes)
+
+    async def score(
+        self,
+        conversation: Conversation,
+        response: str,
+        *,
+        constitution: ConstitutionRef,
+        **options: Any,
+    ) -> PanelScore:
+        """Ask all judges for a score at the same time; theirs is the mean, whatever the mode.
+
+        Args:
+            conversation: What was asked; ends with the user.
+            response: The response.
+            constitution: Where the questions come from.
+            options: As ``JudgeClient.score``'s.
+        """
+
+        async def ask(judge: JudgeClient) -> Score:
+            return await judge.score(conversation, response, constitution=constitution, **options)
+
+        votes = tuple(
+            ScoreVote(judge=name, made=made, error=error)
+            for name, made, error in await self._asked(ask)
+        )
+        cast = [score for vote in votes if (score := vote.score) is not None]
+        missing = self._missing(cast)
+        score = math.fsum(cast) / len(cast) if missing is None else None
+        return PanelScore(score=score, no_verdict_reason=missing, votes=votes)
+
+    async def _asked(
+        self, ask: Callable[[JudgeClient], Awaitable[Said]]
+    ) -> list[tuple[str, Said | None, SolonError | None]]:
+        """Each judge's name, and what it said or why its call failed; all at the same time."""
+
+        async def one(name: str, judge: JudgeClient) -> tuple[str, Said | None, SolonError | None]:
+            try:
+                return name, await ask(judge), None
+            except SolonError as error:
+                return name, None, error
+
+        return await asyncio.gather(*(one(name, judge) for name, judge in self._judges.items()))
+
+    def _missing(self, cast: Sequence[float]) -> PanelNoVerdict | None:
+        """Why so many votes are no verdict; None if they are."""
+        return None if len(cast) >= self._quorum else PanelNoVerdict.NO_QUORUM
 
     def _verdict(self, votes: Sequence[Vote]) -> PanelComparison:
         cast = [p for vote in votes if (p := vote.probability_a) is not None]
-        decided = len(cast) >= self._quorum
+        missing = self._missing(cast)
         return PanelComparison(
-            probability_a=self._together(cast) if decided else None,
-            no_verdict_reason=None if decided else PanelNoVerdict.NO_QUORUM,
+            probability_a=self._together(cast) if missing is None else None,
+            no_verdict_reason=missing,
             agreement=_agreement(cast),
             votes=tuple(votes),
         )
@@ -234,24 +314,6 @@ def _sides(votes: Sequence[float | None]) -> list[float] | None:
 
 def _beyond_chance(observed: float, expected: float) -> float | None:
     return None if expected == 1 else (observed - expected) / (1 - expected)
-
-
-async def _vote(
-    name: str,
-    judge: JudgeClient,
-    conversation: Conversation,
-    response_a: str,
-    response_b: str,
-    constitution: ConstitutionRef,
-    options: Mapping[str, Any],
-) -> Vote:
-    try:
-        comparison = await judge.compare(
-            conversation, response_a, response_b, constitution=constitution, **options
-        )
-    except SolonError as error:
-        return Vote(judge=name, comparison=None, error=error)
-    return Vote(judge=name, comparison=comparison, error=None)
 
 
 def _side(probability_a: float) -> float:

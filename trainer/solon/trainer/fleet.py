@@ -188,9 +188,13 @@ class Fleet:
         """Attempts at calls that failed and were followed by another, so far."""
         return sum(one.client.retried for one in self._connected.values())
 
-    def address(self, role: Role) -> str:
-        """Where the service is."""
-        return self._connected[role].address
+    def addresses(self, role: Role) -> dict[str, str]:
+        """Where the services of a role are, by their names in the roster."""
+        return {
+            name: one.address
+            for name, one in self._connected.items()
+            if name == role or name.startswith(f"{role}-")
+        }
 
     def info(self, role: Role) -> ServerInfo:
         """What the service said of itself when the run connected."""

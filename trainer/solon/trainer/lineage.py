@@ -87,6 +87,8 @@ READS: Mapping[Stage, Reads] = {
             "models.judge",
             "prompts.held_out_share",
             "prompts.rl",
+            # its judges may reward together
+            "preferences.panel",
             "rl",
             "dpo",
         ),

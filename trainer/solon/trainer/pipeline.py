@@ -199,8 +199,8 @@ class Pipeline:
                         self._reuse.take_answers(key, context.weights)
                     summary = await fleet.guard(_make(stage, context))
                 elif fleet is not None and roles(self._config, stage):
-                    judge = fleet.address("judge")
-                    summary = await fleet.guard(self._train(stage, prompts, progress, judge))
+                    judges = fleet.addresses("judge")
+                    summary = await fleet.guard(self._train(stage, prompts, progress, judges))
                 else:
                     summary = await self._train(stage, prompts, progress)
         except BaseException:
@@ -215,7 +215,7 @@ class Pipeline:
         stage: Stage,
         prompts: Mapping[str, PromptSet],
         progress: StageProgress,
-        judge: str | None = None,
+        judges: Mapping[str, str] | None = None,
     ) -> Summary:
         if stage == "rl" and self._config.rl.algorithm != "dpo":
             asked = [
@@ -237,7 +237,9 @@ class Pipeline:
         # a model appears whole: one that is there was finished by an attempt killed right after
         if not folder.exists():
             threads = self._config.services.training_threads
-            await run_stage(stage, self._run.local, on_event=on_event, threads=threads, judge=judge)
+            await run_stage(
+                stage, self._run.local, on_event=on_event, threads=threads, judges=judges
+            )
         version = f"{_MODEL_OF[stage]}-{weights_digest(folder)[:12]}"
         summary: Summary = {"weight_version": version, "metrics": metrics}
         if stage == "rl" and self._config.evaluate.snapshots:

@@ -163,11 +163,6 @@ def input_problems(config: RunConfig, constitution: Constitution) -> list[str]:
         )
     else:
         problems += _missing_tags(config, constitution)
-    if config.rl.reward.judge and config.preferences.panel is not None:
-        problems.append(
-            "rl.reward.judge: expected 0 beside preferences.panel, since one judge scores and a "
-            f"panel only compares; got {config.rl.reward.judge!r}"
-        )
     if config.rl.reward.judge and not constitution.for_scoring:
         problems.append(
             f"rl.reward.judge: expected 0, since {config.constitution!r} has no principle with an "

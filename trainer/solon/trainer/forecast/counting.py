@@ -298,13 +298,15 @@ class _Counter:
         return comparison_prompt(self._constitution, principle, _NOTHING, "", "")
 
     def rl_scores(self) -> Iterable[Calls]:
-        """Direct RLAIF: each episode by each principle that has an absolute question."""
+        """Direct RLAIF: each episode by each judge and principle with an absolute question."""
         config, length = self._config.rl, self._lengths["rl"]
+        panel = self._config.preferences.panel
         if not config.reward.judge:
             return
         principles = self._constitution.for_scoring
         fixed = self._fixed((p, score_prompt(p, _NOTHING, "")) for p in principles)
         calls = config.batches * config.batch_size * len(principles)
+        calls *= len(panel.judges) if panel else 1
         response = _expected(config.max_response_tokens)
         yield Calls(
             stage="rl",

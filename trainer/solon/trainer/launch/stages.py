@@ -67,7 +67,7 @@ async def run_stage(
     *,
     on_event: Callable[[StageEvent], None],
     threads: int | None = None,
-    judge: str | None = None,
+    judges: Mapping[str, str] | None = None,
 ) -> None:
     """Run a training stage to its end. It resumes from its checkpoint by itself.
 
@@ -76,13 +76,15 @@ async def run_stage(
         run_dir: The run's directory; ``logs/STAGE.log`` in it is appended to.
         on_event: Told of every event, in order.
         threads: Compute threads (OMP_NUM_THREADS). None: as this process has it.
-        judge: Address of the judge that scores responses. None: as configured, if it is needed.
+        judges: Name -> address of the judges that score responses. None: as configured, if they
+            are needed.
 
     Raises:
         StageFailed: It ended without its result; ``user_error`` says who can put it right.
     """
     arguments = ["-m", "solon.trainer.stages.worker", stage, "--run", str(run_dir)]
-    arguments += ["--judge", judge] if judge is not None else []
+    for name, address in (judges or {}).items():
+        arguments += ["--judge", f"{name}={address}"]
     log = run_dir / "logs" / f"{stage}.log"
     await run_worker(stage, arguments, log=log, on_event=on_event, threads=threads)
 

@@ -25,7 +25,7 @@ class RewardSources(Settings):
     judge: float = Field(default=0.0, ge=0)
     """Weight of the judge's Score, >= 0 (direct RLAIF, 2309.00267, section 2.4). Each principle's
     question is taken from its own answers' range to [-1, 1], and the principles' weighted mean is
-    the score. 0: the judge is not asked."""
+    the score; of the judges of ``preferences.panel``, the mean of theirs. 0: nobody is asked."""
     min_option_mass: float = Field(default=0.0, ge=0, le=1)
     """Least probability that a question's answers must hold together for a score, 0 to 1."""
     max_unscored_share: float = Field(default=0.1, ge=0, lt=1)

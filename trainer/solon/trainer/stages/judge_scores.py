@@ -3,7 +3,8 @@
 Direct RLAIF (Lee et al. 2023, 2309.00267, section 2.4): no reward model between judge and policy.
 Each principle's question has answers with values; its score is taken from their range to [-1, 1],
 as in that paper, so that yes/no questions and 1-10 scales weigh alike, and the principles' weighted
-mean is the response's score. A response that the judge has no score for has None: never a default.
+mean is the response's score. Judges of a panel are asked the same, and theirs is the mean of those
+that have a score, if they are a quorum. A response without a score has None: never a default.
 
 The service is reached, retried and checked as everywhere in a run (``fleet``). Knows nothing of
 tokens, tensors or policies; imports no torch.
@@ -13,21 +14,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from solon.chat import Conversation
-from solon.client import Score
+from solon.client import PanelScore, Score
 from solon.client.errors import ContextExceeded, EngineFailed, SolonError
 from solon.constitution import Constitution
 from solon.trainer.config import RunConfig
 from solon.trainer.errors import ServiceError
 from solon.trainer.failures import explain
 from solon.trainer.fleet import Fleet, open_fleet
+from solon.trainer.roster import roster
 from solon.trainer.stages import rows
-from solon.trainer.stages.work import work_through
+from solon.trainer.stages.preference_settings import PanelConfig
+from solon.trainer.stages.work import Share, work_through
+
+_MADE = "made"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,25 +49,35 @@ class Judged:
 
 
 class Judge:
-    """A judge whose calls run while ``scores`` does. Use ``open_judge``."""
+    """A judge, or a panel, whose calls run while ``scores`` does. Use ``open_judge``."""
 
     def __init__(
         self,
         fleet: Fleet,
         runner: asyncio.Runner,
         constitution: Constitution,
-        *,
-        min_option_mass: float,
-        in_flight: int,
+        config: RunConfig,
     ) -> None:
-        """``in_flight``: calls at the same time; it changes no score."""
+        """Ask nothing yet.
+
+        Args:
+            fleet: Has the judge, or the judges of the panel.
+            runner: Runs the calls.
+            constitution: The run's.
+            config: The run's.
+        """
         self._fleet, self._runner = fleet, runner
+        self._panel = config.preferences.panel
         self._ranges = {
             principle.id: (min(question.answers.values()), max(question.answers.values()))
             for principle in constitution.for_scoring
             if (question := principle.absolute_question) is not None
         }
-        self._min_option_mass, self._in_flight = min_option_mass, in_flight
+        self._min_option_mass = config.rl.reward.min_option_mass
+        self._in_flight = config.services.in_flight
+        episodes = config.rl.batches * config.rl.batch_size
+        self._votes = {} if self._panel is None else _shares(self._panel, episodes)
+        self._silent: Counter[tuple[str, str]] = Counter()
         self.outcomes: Counter[str] = Counter()
         """``made``, or why there is no score -> responses so far."""
         self.last: Sequence[Judged] = ()
@@ -71,13 +87,14 @@ class Judge:
         """Of each conversation's response, in their order: [-1, 1], or None.
 
         Raises:
-            ServiceError: The judge failed for longer than ``services.retry_for``, or refused.
+            ServiceError: The only judge failed for longer than ``services.retry_for``, or refused.
+            StageFailed: One of a panel failed too often.
         """
         found = [Judged()] * len(asked)
 
         async def work(row: int) -> None:
             found[row] = one = await self._judged(*asked[row])
-            self.outcomes[one.no_score_reason or "made"] += 1
+            self.outcomes[one.no_score_reason or _MADE] += 1
 
         try:
             self._runner.run(work_through(range(len(asked)), work, in_flight=self._in_flight))
@@ -86,16 +103,31 @@ class Judge:
         self.last = found
         return [one.score for one in found]
 
+    def told(self) -> Iterator[str]:
+        """Sentences: how many responses have a score so far, and why the others have none."""
+        missing = _listed({name: n for name, n in self.outcomes.items() if name != _MADE})
+        yield f"the judge scored {self.outcomes[_MADE]} responses; without a score: {missing}"
+        for name, share in self._votes.items():
+            silent = {what: n for (judge, what), n in self._silent.items() if judge == name}
+            yield f"the judge {name!r} of the panel had no score for: {_listed(silent | share.bad)}"
+
     async def _judged(self, conversation: Conversation, response: str) -> Judged:
         if not response:
             return Judged(no_score_reason="empty")
+        asked: dict[str, Any] = {
+            "constitution": self._fleet.constitution("judge"),
+            "min_option_mass": self._min_option_mass,
+        }
+        if self._panel is None:
+            return await self._judged_alone(conversation, response, asked)
+        panel = self._fleet.panel(self._panel)
+        return self._together(await panel.score(conversation, response, **asked))
+
+    async def _judged_alone(
+        self, conversation: Conversation, response: str, asked: dict[str, Any]
+    ) -> Judged:
         try:
-            score = await self._fleet.judge().score(
-                conversation,
-                response,
-                constitution=self._fleet.constitution("judge"),
-                min_option_mass=self._min_option_mass,
-            )
+            score = await self._fleet.judge().score(conversation, response, **asked)
         except (ContextExceeded, EngineFailed) as error:
             # of this response alone; whatever else fails concerns all of them
             said = rows.judgement("judge", self._fleet.judge_model, error)
@@ -104,6 +136,28 @@ class Judge:
         said = rows.judgement("judge", self._fleet.judge_model, score, normalised)
         reason = score.no_verdict_reason and score.no_verdict_reason.value
         return Judged(score=normalised, no_score_reason=reason, judgements=[said])
+
+    def _together(self, made: PanelScore) -> Judged:
+        scores: list[float] = []
+        judgements = []
+        models = {name: one.info.model for name, one in self._fleet.judges().items()}
+        for vote in made.votes:
+            name = vote.judge
+            self._votes[name].add([_MADE if vote.error is None else "failed"])
+            said = vote.made or vote.error
+            assert said is not None, name
+            score = None if vote.made is None else self._normalised(vote.made)
+            judgements.append(rows.judgement(name, models[name], said, score))
+            if score is not None:
+                scores.append(score)
+            elif vote.made is not None:
+                self._silent[name, str(vote.made.no_verdict_reason)] += 1
+        reason = made.no_verdict_reason
+        return Judged(
+            score=sum(scores) / len(scores) if reason is None else None,
+            no_score_reason=None if reason is None else reason.value,
+            judgements=judgements,
+        )
 
     def _normalised(self, score: Score) -> float | None:
         scored = [p for p in score.principles if p.score is not None]
@@ -117,37 +171,60 @@ class Judge:
         return total / sum(principle.weight for principle in scored)
 
 
+def _shares(config: PanelConfig, episodes: int) -> dict[str, Share]:
+    """Judge -> calls, and those that failed."""
+    return {
+        name: Share(
+            what=f"rl: responses that the judge {name!r} did not score",
+            key="preferences.panel.max_failed_share",
+            limit=config.max_failed_share,
+            total=episodes,
+        )
+        for name in config.judges
+    }
+
+
 @contextmanager
 def open_judge(
-    config: RunConfig, constitution: Constitution, *, address: str | None, log_dir: Path
+    config: RunConfig, constitution: Constitution, *, addresses: Mapping[str, str], log_dir: Path
 ) -> Iterator[Judge]:
-    """Connect to the judge for as long as the block runs.
+    """Connect to the judge, or to those of the panel, for as long as the block runs.
 
     Args:
         config: The run's: TLS, the token's environment variable, patience.
         constitution: The run's.
-        address: Of a judge that the run has started; None: as configured.
+        addresses: Of judges that the run has started, by their names in the roster; the others are
+            where the configuration says.
         log_dir: Gets the log of a judge that is started here, for want of any address.
 
     Raises:
         LaunchError, ServiceError: As ``open_fleet``.
     """
-    services = config.services
-    if address is not None:
-        judge = services.judge.model_copy(update={"address": address})
-        services = services.model_copy(update={"judge": judge})
-    here = config.model_copy(update={"services": services})
+    here = _at(config, addresses)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         opening = open_fleet(here, constitution, {"judge"}, log_dir=log_dir)
         fleet = runner.run(stack.enter_async_context(opening))
         try:
-            yield Judge(
-                fleet,
-                runner,
-                constitution,
-                min_option_mass=config.rl.reward.min_option_mass,
-                in_flight=services.in_flight,
-            )
+            yield Judge(fleet, runner, constitution, here)
         finally:
             runner.run(stack.aclose())
+
+
+def _at(config: RunConfig, addresses: Mapping[str, str]) -> RunConfig:
+    """With the judges at these addresses."""
+    services = config.services
+    for place in roster(config, ["judge"]):
+        if place.name not in addresses:
+            continue
+        service = place.service.model_copy(update={"address": addresses[place.name]})
+        if place.judge is None:
+            services = services.model_copy(update={"judge": service})
+        else:
+            panel = services.panel | {place.judge: service}
+            services = services.model_copy(update={"panel": panel})
+    return config.model_copy(update={"services": services})
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) or "none"

@@ -35,18 +35,23 @@ JudgeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 
 
 class PanelConfig(Settings):
-    """Several judges, each asked the same; one that fails or cannot decide has no vote."""
+    """Several judges, each asked the same; one that fails or cannot decide has no vote.
+
+    Where ``rl.reward.judge`` has the judge score responses, they score together as well.
+    """
 
     judges: dict[JudgeName, str] = Field(min_length=2)
     """Name -> model, two or more. Each is started by the run, unless ``services.panel`` has its
     address under that name. Names are 1 to 32 of a-z, 0-9 and "-"."""
     mode: Literal["mean", "majority"] = "mean"
     """How votes become a label: the ``mean`` of the probabilities, or the share of the judges that
-    prefer the one response (``majority``), of which an exact tie is half a vote."""
+    prefer the one response (``majority``), of which an exact tie is half a vote. A score is the
+    mean in either mode."""
     quorum: PositiveInt | None = None
-    """Votes that it takes for a label, 1 to the number of judges. None: all."""
+    """Votes that it takes for a label or a score, 1 to the number of judges. None: all."""
     max_failed_share: Share = 0.05
-    """The stage fails when calls of one judge fail for more than this part of the pairs, 0 to 1."""
+    """The stage fails when calls of one judge fail for more than this part of the pairs, or of the
+    episodes of RL, 0 to 1."""
 
     @model_validator(mode="after")
     def _quorum_can_be_reached(self) -> PanelConfig:
@@ -132,7 +137,8 @@ class PreferencesConfig(Settings):
     """Let the judge reason before it answers; ``{}`` as the paper does. None: it answers at
     once."""
     panel: PanelConfig | None = None
-    """Judges that compare together, here and in the evaluation. None: ``models.judge`` alone."""
+    """Judges that compare together, here and in the evaluation, and reward RL together. None:
+    ``models.judge`` alone."""
     filters: PairFilters = PairFilters()
     """Pairs that are not trained on."""
     max_dropped_share: Share = 0.5

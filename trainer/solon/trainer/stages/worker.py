@@ -55,11 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="solon.trainer.stages.worker", description=__doc__)
     parser.add_argument("stage", choices=sorted(_STAGES))
     parser.add_argument("--run", type=Path, required=True, help="the run directory")
-    parser.add_argument("--judge", help="address of the judge, if the run started one")
+    parser.add_argument(
+        "--judge",
+        action="append",
+        default=[],
+        metavar="NAME=ADDRESS",
+        help="of a judge that the run has started, by its name among the run's services",
+    )
     arguments = parser.parse_args(argv)
     events = _Events(_take_stdout())
     try:
-        metrics = _run(arguments.stage, arguments.run, events, arguments.judge)
+        judges = dict(one.split("=", 1) for one in arguments.judge)
+        metrics = _run(arguments.stage, arguments.run, events, judges)
     except TrainerError as error:
         kind = "user" if isinstance(error, UserError) else "internal"
         events.send(event="error", kind=kind, text=str(error))
@@ -88,7 +95,7 @@ def _disk_is_full(error: Exception) -> bool:
     return any(words in str(error) for words in _FULL_DISK)
 
 
-def _run(stage: str, run: Path, events: _Events, judge: str | None) -> dict[str, float]:
+def _run(stage: str, run: Path, events: _Events, judges: Mapping[str, str]) -> dict[str, float]:
     config = load_run_config(run)
     for path, maker in _needs(stage, config).items():
         if not (run / path).exists():
@@ -99,7 +106,7 @@ def _run(stage: str, run: Path, events: _Events, judge: str | None) -> dict[str,
     checkpoints = run / "checkpoints" / stage
     checkpoints.mkdir(parents=True, exist_ok=True)
     report = _RunReport(stage, run / "metrics.jsonl", events)
-    metrics = _trains(stage, config, judge)(config, run, checkpoints, report)
+    metrics = _trains(stage, config, judges)(config, run, checkpoints, report)
     shutil.rmtree(checkpoints)
     return metrics
 
@@ -111,10 +118,10 @@ def _needs(stage: str, config: RunConfig) -> dict[str, str]:
     return {p: maker for p, maker in _NEEDS[stage].items() if not (without_model and p == _REWARD)}
 
 
-def _trains(stage: str, config: RunConfig, judge: str | None) -> Train:
+def _trains(stage: str, config: RunConfig, judges: Mapping[str, str]) -> Train:
     if stage != "rl":
         return _STAGES[stage]
-    return _dpo if config.rl.algorithm == "dpo" else partial(_rl, judge=judge)
+    return _dpo if config.rl.algorithm == "dpo" else partial(_rl, judges=judges)
 
 
 def _quieten_libraries() -> None:
@@ -193,7 +200,11 @@ def _reward(
 
 
 def _rl(
-    config: RunConfig, run: Path, checkpoints: Path, report: _RunReport, judge: str | None = None
+    config: RunConfig,
+    run: Path,
+    checkpoints: Path,
+    report: _RunReport,
+    judges: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.schemas import EPISODES  # noqa: PLC0415
@@ -201,7 +212,7 @@ def _rl(
         from solon.trainer.stages.rl import train_rl  # noqa: PLC0415
         from solon.trainer.store import EPISODES_FOLDER, RunDirectory  # noqa: PLC0415
 
-    with _judge(config, run, judge, report) as connected:
+    with _judge(config, run, judges or {}, report) as connected:
         return train_rl(
             config.rl,
             base_model=str(run / _SL),
@@ -238,9 +249,9 @@ def _dpo(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) ->
 
 @contextmanager
 def _judge(
-    config: RunConfig, run: Path, address: str | None, report: _RunReport
+    config: RunConfig, run: Path, addresses: Mapping[str, str], report: _RunReport
 ) -> Iterator[Judge | None]:
-    """The judge, if it rewards; at the end it is told what it had no score for."""
+    """The judge or panel, if it rewards; at the end it is told what it had no score for."""
     if not config.rl.reward.judge:
         yield None
         return
@@ -249,14 +260,12 @@ def _judge(
     from solon.trainer.store import RunDirectory  # noqa: PLC0415 - as above
 
     constitution = saved_constitution(RunDirectory(str(run)))
-    with open_judge(config, constitution, address=address, log_dir=run / "logs") as judge:
+    with open_judge(config, constitution, addresses=addresses, log_dir=run / "logs") as judge:
         try:
             yield judge
         finally:
-            missing = {name: n for name, n in sorted(judge.outcomes.items()) if name != "made"}
-            listed = ", ".join(f"{n} {name}" for name, n in missing.items()) or "none"
-            made = judge.outcomes["made"]
-            report.message(f"rl: the judge scored {made} responses; without a score: {listed}")
+            for line in judge.told():
+                report.message(f"rl: {line}")
 
 
 class _Events:
