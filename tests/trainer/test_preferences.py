@@ -335,11 +335,15 @@ def test_the_data_is_the_same_whatever_the_replicas_the_concurrency_and_the_inte
 ) -> None:
     drawn = ["preferences.principles=1", "preferences.selection=most_different", THOUGHTFUL]
     drawn += [f"prompts.preferences=['{config.parent}/red.jsonl']", "preferences.pairs=1"]
-    one = judge(REASONS)
-    straight = prepared(config, tmp_path / "straight", one, *drawn, "services.in_flight=1")
+    model = str(config.parent / "model")
+    drawn.append(f"preferences.panel={{judges: {{sure: {model}, mild: {model}}}}}")
+    scripts = (REASONS, REASONS, REASONS.replace("-4.6", "-0.9"))
+    sure, again, mild = (judge(script).rpartition("=")[2] for script in scripts)
+    drawn.append(f"services.panel.mild.address={mild}")
+    one = [f"services.panel.sure.address={sure}", "services.in_flight=1"]
+    straight = prepared(config, tmp_path / "straight", *one, *drawn)
     assert main(["preferences", str(straight)]) == 0
-    ports = [override.rpartition("=")[2] for override in (one, judge(REASONS), judge(REASONS))]
-    many = ["services.judge.address=ipv4:" + ",".join(ports), "services.in_flight=4"]
+    many = [f"services.panel.sure.address=ipv4:{sure},{again}", "services.in_flight=4"]
     broken = prepared(config, tmp_path / "broken", *drawn, *many)
     process = start("preferences", broken)
     while process.poll() is None and not list(broken.glob("preferences/part-*.parquet")):
@@ -351,4 +355,6 @@ def test_the_data_is_the_same_whatever_the_replicas_the_concurrency_and_the_inte
     assert main(["preferences", str(broken)]) == 0
     ours, theirs = (records(run, "preferences", PREFERENCES) for run in (broken, straight))
     assert ours == theirs
+    votes = [pair["votes"] for row in ours for pair in row["comparisons"]]
+    assert all([vote["judge"] for vote in of_pair] == ["sure", "mild"] for of_pair in votes)
     assert summary_of(broken) == summary_of(straight)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +29,7 @@ from solon.trainer.stages.detection import area_under_roc, figures
 from solon.trainer.stages.preflight_settings import PreflightConfig, asked_by
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
-from tests.trainer.runs import served
+from tests.trainer.runs import records, served, start
 
 MARKED = """\
 - {match: Kettle, logprobs: {"Yes": -0.1, "No": -2.5}}
@@ -95,6 +97,31 @@ def test_a_critic_that_sees_harm_passes_and_the_run_keeps_what_it_rests_on(
     assert run.read_json("preflight.json")["principles"]["harmless"]["accuracy"]["n"] == 3
     assert main(["preflight", *asked]) == 0
     assert "preflight: done before" in capsys.readouterr().err
+
+
+def test_a_preflight_that_is_killed_goes_on_and_equals_an_unharmed_one(
+    config: Path, tmp_path: Path
+) -> None:
+    rows = [(f"{'Kettle' if n % 3 else 'Tea'} {n}.", n % 2 == 0) for n in range(40)]
+    source = f"preflight.source={responses(tmp_path / 'known.jsonl', *rows)}"
+    runs = [tmp_path / name for name in ("killed", "straight")]
+    # one response at a time, so that there is time to kill it
+    command = [str(config), source, "preflight.count=40", "services.in_flight=1"]
+    process = start("preflight", *command, "--run", runs[0])
+    while process.poll() is None and not list(runs[0].glob("preflight/part-*.parquet")):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < len(records(runs[0], "preflight", PREFLIGHT)) < 40
+    for run in runs:
+        assert main(["preflight", *command, "--run", str(run)]) == 0
+    ours, theirs = (records(run, "preflight", PREFLIGHT) for run in runs)
+    assert len({row["id"] for row in ours}) == 40
+    assert ours == theirs
+    assert runs[0].joinpath("preflight.json").read_text() == (
+        runs[1].joinpath("preflight.json").read_text()
+    )
 
 
 @pytest.mark.parametrize(
