@@ -209,6 +209,18 @@ BROKEN = [
     ),
     ("sft: 3\n", ["config.yml:7: sft: expected a mapping of keys to values, got 3"]),
     ("sft: {batch_size: 10, micro_batch_size: 3}\n", ["config.yml:7: sft:", "divisor", "3"]),
+    (
+        "sft: {batch_size: 64, micro_batch_size: 4, processes: 3}\n",
+        ["config.yml:7: sft: batch_size: expected a multiple of micro", "4 x 3 = 12, got 64"],
+    ),
+    (
+        "rl: {batch_size: 64, minibatches: 4, processes: 32}\n",
+        ["config.yml:7: rl: batch_size: expected a multiple of minibatches times", "got 64"],
+    ),
+    (
+        "rl: {batch_size: 64, processes: 2}\nservices: {reward_device: cpu}\n",
+        ["services.reward_device: expected null with rl.processes=2", "got 'cpu'"],
+    ),
     ("preferences: {principles: most}\n", ["config.yml:7: preferences.principles:", "'most'"]),
     ("prompts: {red_team: ['sandbox:harmful']}\n", ["prompts.red_team[0]", "set count"]),
     (

@@ -149,6 +149,16 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _each_process_has_its_reward_model(self) -> RunConfig:
+        if self.rl.processes > 1 and self.services.reward_device is not None:
+            raise ValueError(
+                f"services.reward_device: expected null with rl.processes={self.rl.processes}, "
+                "each of which has the reward model on its own device, got "
+                f"{self.services.reward_device!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _there_are_snapshots_to_measure(self) -> RunConfig:
         if self.evaluate.snapshots and self.rl.snapshots_every is None:
             raise ValueError(

@@ -11,6 +11,7 @@ from itertools import takewhile
 from solon.trainer.config import RunConfig
 from solon.trainer.launch.services import Role
 from solon.trainer.state import Stage
+from solon.trainer.training import WeightSettings
 
 TRAINING: tuple[Stage, ...] = ("sft", "reward", "rl")
 """Stages that train a model, in a process of their own."""
@@ -54,6 +55,13 @@ def needs(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
     if config.rl.algorithm == "dpo":
         return ("sft", "preferences")
     return ("sft", "reward") if config.rl.has_reward_model else ("sft",)
+
+
+def learns_by(config: RunConfig, stage: str) -> tuple[str, WeightSettings]:
+    """A training stage's part of the configuration: its key, and what it says."""
+    key = "dpo" if stage == "rl" and config.rl.algorithm == "dpo" else stage
+    found: WeightSettings = getattr(config, key)
+    return key, found
 
 
 def roles(config: RunConfig, stage: Stage) -> frozenset[Role]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from solon import tracing
 from solon.trainer.console import RunConsole, StageProgress
-from solon.trainer.course import needs, roles, stages_of, together
+from solon.trainer.course import learns_by, needs, roles, stages_of, together
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.fleet import Fleet, Weights, open_fleet
 from solon.trainer.forecast.dry_run import summarised
@@ -236,9 +236,13 @@ class Pipeline:
         folder = self._run.local / "models" / _MODEL_OF[stage]
         # a model appears whole: one that is there was finished by an attempt killed right after
         if not folder.exists():
-            threads = self._config.services.training_threads
             await run_stage(
-                stage, self._run.local, on_event=on_event, threads=threads, judges=judges
+                stage,
+                self._run.local,
+                on_event=on_event,
+                threads=self._config.services.training_threads,
+                judges=judges,
+                processes=learns_by(self._config, stage)[1].processes,
             )
         version = f"{_MODEL_OF[stage]}-{weights_digest(folder)[:12]}"
         summary: Summary = {"weight_version": version, "metrics": metrics}

@@ -41,7 +41,13 @@ class LoraSettings(Settings):
 
 
 class WeightSettings(Settings):
-    """Which weights learn, in which number format, and what of a step is held in memory."""
+    """Which weights learn, on how many devices, in which number format, and what memory holds."""
+
+    processes: int = Field(default=1, ge=1, le=1024)
+    """Processes that train side by side, each on an accelerator of its own (cuda:0, cuda:1, ...),
+    1 to 1024. Each has its share of every batch, and what they learn is what one alone would, but
+    for rounding; where the last batch does not fill all of them, records of the first fill it
+    up."""
 
     lora: LoraSettings | None = None
     """Train low-rank adapters. null: every weight learns."""
@@ -54,14 +60,20 @@ class WeightSettings(Settings):
     """Compute activations twice to hold fewer of them."""
 
 
-def require_divisor(key: str, value: int, *, of: int) -> None:
-    """Hold that a part fills a batch of the size ``of`` without a rest.
+def require_shares(key: str, value: int, batch_size: int, processes: int) -> None:
+    """Hold that a part fills each process's share of a batch without a rest.
 
     Raises:
         ValueError: It does not.
     """
-    if of % value:
-        raise ValueError(f"{key}: expected a divisor of batch_size {of}, got {value!r}")
+    if batch_size % value:
+        raise ValueError(f"{key}: expected a divisor of batch_size {batch_size}, got {value!r}")
+    together = value * processes
+    if batch_size % together:
+        raise ValueError(
+            f"batch_size: expected a multiple of {key} times processes, {value} x {processes} = "
+            f"{together}, got {batch_size!r}; change one of the three"
+        )
 
 
 class TrainingSettings(WeightSettings):
@@ -93,7 +105,7 @@ class TrainingSettings(WeightSettings):
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> TrainingSettings:
-        require_divisor("micro_batch_size", self.micro_batch_size, of=self.batch_size)
+        require_shares("micro_batch_size", self.micro_batch_size, self.batch_size, self.processes)
         return self
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ _LINE_LIMIT = 16 * 1024 * 1024
 _TAIL = 64 * 1024
 """Bytes of a log's end in which the last error is looked for."""
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""By which torchrun, and ``launch.stages``, tell a process which of how many it is."""
 USER_ERROR = 2
 """Exit code of a child that blames its input."""
 
@@ -43,6 +45,7 @@ class Child:
         *,
         log: Path,
         threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
         pipe_stdout: bool = False,
     ) -> Child:
         """Start ``python arguments...``, its stderr (and stdout, unless piped) appended to a log.
@@ -52,6 +55,7 @@ class Child:
             arguments: Of the Python interpreter.
             log: Appended to; its directory is made.
             threads: OMP_NUM_THREADS of the child. None: as this process has it.
+            environment: Variables that it has besides this process's own.
             pipe_stdout: Leave stdout to the caller.
 
         Raises:
@@ -66,7 +70,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE if pipe_stdout else sink,
                 stderr=sink,
                 limit=_LINE_LIMIT,
-                env=_environment(threads),
+                env=_environment(threads, environment or {}),
                 # Ctrl-C in the terminal goes to the coordinator alone, which decides
                 start_new_session=True,
             )
@@ -131,10 +135,11 @@ def _tethered(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command]
 
 
-def _environment(threads: int | None) -> dict[str, str]:
-    if threads is None:
-        return dict(os.environ)
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+def _environment(threads: int | None, more: Mapping[str, str]) -> dict[str, str]:
+    # of whoever started this process: a child is one of several only if it is told so here
+    own = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {**own, **limit, **more}
 
 
 def _error_of(line: str) -> str | None:

@@ -4,8 +4,9 @@ The one module of ``launch`` that the coordinator imports; ``services`` and ``st
 """
 
 from solon.trainer.launch.errors import LaunchError, StageFailed
+from solon.trainer.launch.events import Done, Note, Progress, StageEvent
 from solon.trainer.launch.services import LocalServices, Patience, Role, ServiceSpec
-from solon.trainer.launch.stages import Done, Note, Progress, StageEvent, run_stage
+from solon.trainer.launch.stages import run_stage
 
 __all__ = [
     "Done",

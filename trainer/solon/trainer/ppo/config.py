@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from solon.trainer.settings import Settings
-from solon.trainer.training import WeightSettings, require_divisor
+from solon.trainer.training import WeightSettings, require_shares
 
 MOST_SNAPSHOTS = 32
 """Each is as large as the policy."""
@@ -149,8 +149,11 @@ class PPOConfig(WeightSettings):
 
     @model_validator(mode="after")
     def _its_parts_fill_the_batch(self) -> PPOConfig:
-        require_divisor("minibatches", self.minibatches, of=self.batch_size)
-        require_divisor("group_size", self.responses_per_prompt, of=self.batch_size)
+        for key, size in (
+            ("minibatches", self.minibatches),
+            ("group_size", self.responses_per_prompt),
+        ):
+            require_shares(key, size, self.batch_size, self.processes)
         return self
 
     @model_validator(mode="after")

@@ -40,7 +40,9 @@ class Episodes:
     first: int
     """The number of the first among all episodes of the training, from 0; the others follow it."""
     seed: int
-    """Of this process's draws in this batch, of which each episode has a row, in their order."""
+    """Of the draws in this batch, of which each episode of all processes has a row."""
+    place: int
+    """The first one's row; the others follow it."""
     kl_coefficient: float
     """Lambda, in rewards per nat."""
     prompt_rows: Sequence[int]

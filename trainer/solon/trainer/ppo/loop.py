@@ -1,7 +1,8 @@
 """RL from the first batch to the last: sample, score, learn, save; and go on after a kill.
 
-Everything random is derived from (seed, batch, process), and a checkpoint holds all that a batch
-changes, so the batch after a resume is bit-identical to the one that would have followed.
+Everything random is derived from (seed, batch), and a checkpoint holds all that a batch changes, so
+the batch after a resume is bit-identical to the one that would have followed. Several processes
+make, score and learn from a share of each batch; the batch is the same whatever their number.
 
 Shapes as in ``rollout``. Knows nothing of reward models, conversations or the run directory.
 """
@@ -24,6 +25,7 @@ from solon.trainer.ppo import math
 from solon.trainer.ppo.assessment import Assessor
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.episodes import Episodes, Outcomes
+from solon.trainer.ppo.exchange import whole
 from solon.trainer.ppo.experience import Experience
 from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
 from solon.trainer.ppo.order import prompt_rows
@@ -66,14 +68,14 @@ class PPO:
             accelerator: Of this process; the default uses the GPU if there is one.
 
         Raises:
-            ValueError: There are no prompts, or ``batch_size`` does not divide among the processes.
+            ValueError: There are no prompts.
         """
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
         assert (value is not None) == config.has_value_network, config.algorithm
         self.config, self.seed = config, seed
         self.accelerator = accelerator or Accelerator()
-        _check_batch(config, self.accelerator.num_processes)
+        assert self.accelerator.num_processes == config.processes, "the worker has looked"
         self._prompts = prompts
         self._stop_ids, self._pad_id = list(stop_ids), pad_id
         # dropout would make the ratio of an unchanged policy differ from 1
@@ -171,8 +173,7 @@ class PPO:
 
     def _derived_seed(self, purpose: str) -> int:
         # torch's generators take 63 bits at most
-        rank = self.accelerator.process_index
-        return derive_seed(self.seed, "ppo", purpose, self._progress.batches, rank) >> 1
+        return derive_seed(self.seed, "ppo", purpose, self._progress.batches, 0) >> 1
 
     def _prompt_rows(self) -> list[int]:
         """This process's share of the next episodes' prompts, a prompt's episodes side by side."""
@@ -184,7 +185,8 @@ class PPO:
             count=count,
             seed=self.seed,
         )
-        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = count // self.accelerator.num_processes
+        mine = rows[self.accelerator.process_index * share :][:share]
         return [row for row in mine for _ in range(each)]
 
     def _sample(self, rows: Sequence[int]) -> Samples:
@@ -196,14 +198,16 @@ class PPO:
             stop_ids=self._stop_ids,
             pad_id=self._pad_id,
             generator=torch.Generator().manual_seed(self._derived_seed("sample")),
+            first=self.accelerator.process_index * len(rows),
         )
 
     def _noted(self, rows: Sequence[int], samples: Samples, outcomes: Outcomes) -> Episodes:
-        batch, process = self._progress.batches, self.accelerator.process_index
+        batch, place = self._progress.batches, self.accelerator.process_index * len(rows)
         return Episodes(
             batch=batch + 1,
-            first=batch * self.config.batch_size + process * len(rows),
+            first=batch * self.config.batch_size + place,
             seed=self._derived_seed("sample"),
+            place=place,
             kl_coefficient=self._progress.kl_coefficient,
             prompt_rows=rows,
             samples=samples,
@@ -217,6 +221,7 @@ class PPO:
             return {}
         rate = self._set_learning_rates()
         generator = torch.Generator().manual_seed(self._derived_seed("shuffle"))
+        experience = whole(experience, self.accelerator)
         with recomputing(self.policy, self.value):
             return {"lr": rate} | update(self._learner, experience, self.config, generator)
 
@@ -263,19 +268,6 @@ class _Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
-
-
-def _check_batch(config: PPOConfig, processes: int) -> None:
-    if config.batch_size % (processes * config.minibatches):
-        raise ValueError(
-            f"batch_size: expected a multiple of minibatches times processes, "
-            f"{config.minibatches} x {processes}, got {config.batch_size!r}"
-        )
-    if config.batch_size % (processes * config.responses_per_prompt):
-        raise ValueError(
-            f"batch_size: expected a multiple of group_size times processes, "
-            f"{config.group_size} x {processes}, got {config.batch_size!r}"
-        )
 
 
 def _learner(

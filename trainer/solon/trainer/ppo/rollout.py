@@ -301,11 +301,12 @@ def sample(
     stop_ids: Collection[int],
     pad_id: int,
     generator: torch.Generator,
+    first: int = 0,
 ) -> Samples:
     """Sample one response to each prompt, in one pass with a KV cache.
 
     Prompts are padded on the left; rows that finish leave the batch. A row's randomness depends on
-    its place among ``prompts`` alone. Log-probabilities come from the forward pass that sampled.
+    its place in the batch alone. Log-probabilities come from the forward pass that sampled.
 
     Args:
         lm: Called in evaluation mode.
@@ -315,11 +316,13 @@ def sample(
         stop_ids: Tokens that end a response, and are part of it.
         pad_id: What fills the rows up.
         generator: Of the CPU.
+        first: The first prompt's place in the batch, where others sample what is before.
 
     Raises:
         FloatingPointError: The model's logits are not numbers.
     """
-    run = _Sampling(lm, prompts, max_tokens, temperature, stop_ids, pad_id, generator)
+    uniform_BR = torch.rand(first + len(prompts), max_tokens, generator=generator)[first:]
+    run = _Sampling(lm, prompts, uniform_BR, temperature, stop_ids, pad_id)
     while run.advance():
         pass
     return run.samples()
@@ -332,17 +335,17 @@ class _Sampling:
         self,
         lm: PreTrainedModel,
         prompts: Sequence[Sequence[int]],
-        max_tokens: int,
+        uniform_BR: Tensor,
         temperature: float,
         stop_ids: Collection[int],
         pad_id: int,
-        generator: torch.Generator,
     ) -> None:
         self._lm, self._prompts, self._pad_id = lm, prompts, pad_id
+        count, max_tokens = uniform_BR.shape
         self._temperature, self._max_tokens = temperature, max_tokens
-        device, count = lm.device, len(prompts)
+        device = lm.device
         self._stop = torch.tensor(sorted(stop_ids), device=device)
-        self._uniform_BR = torch.rand(count, max_tokens, generator=generator).to(device)
+        self._uniform_BR = uniform_BR.to(device)
         self._responses_BR = torch.full((count, max_tokens), pad_id, device=device)
         self._logprobs_BR = torch.zeros(count, max_tokens, device=device)
         self._lengths_B = torch.full((count,), max_tokens, device=device)

@@ -1,6 +1,7 @@
 """The gradient steps on one batch of episodes.
 
-Shapes as in ``rollout``: B episodes of this process, R response tokens, N real ones.
+Shapes as in ``rollout``: B episodes of all processes, each of which learns from its share of every
+minibatch; R response tokens, N real ones.
 
 Knows nothing of how episodes were sampled or scored, of schedules, or of files.
 """
@@ -39,6 +40,10 @@ class Learner:
         if self.value is not None and self.value_optimizer is not None:
             yield self.value, self.value_optimizer
 
+    def share(self, rows_B: Tensor) -> Tensor:
+        """Those that are this process's to learn from: as many as every other's."""
+        return rows_B[self.accelerator.process_index :: self.accelerator.num_processes]
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
         total: Tensor = self.accelerator.reduce(values, reduction="sum")
@@ -56,7 +61,8 @@ def update(
     """Take ``config.epochs`` passes of ``config.minibatches`` steps each (Schulman et al. 2017).
 
     Ends early, before a step, when the policy is further than ``config.max_update_kl`` from the one
-    that sampled. ``generator`` (of the CPU) shuffles the episodes.
+    that sampled. ``experience`` is the whole batch's; ``generator`` (of the CPU, the same for every
+    process) shuffles it.
 
     Returns:
         The metrics of the losses in ``math`` and ``groups``, averaged over the steps;
@@ -65,7 +71,7 @@ def update(
     """
     steps: list[math.Metrics] = []
     for rows_B in _minibatches(len(experience.samples.ids_BT), config, generator):
-        metrics = _accumulate_gradients(learner, experience, rows_B, config)
+        metrics = _accumulate_gradients(learner, experience, learner.share(rows_B), config)
         steps.append(metrics)
         if config.max_update_kl and metrics["policy/approxkl_avg"].item() > config.max_update_kl:
             for _, optimizer in learner.optimized():

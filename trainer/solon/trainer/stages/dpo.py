@@ -122,12 +122,12 @@ class _Trainer(WholeCheckpoints, DPOTrainer):
         loss = preference_loss(
             chosen_B - rejected_B, inputs["probability"], beta=config.beta, loss=config.loss
         )
-        with torch.no_grad():
-            metrics = self._metrics["train"]
-            metrics["accuracy"].append((chosen_B > rejected_B).float().mean().item())
-            metrics["margin"].append(config.beta * (chosen_B - rejected_B).mean().item())
-            metrics["chosen_reward"].append(config.beta * chosen_B.mean().item())
-            metrics["rejected_reward"].append(config.beta * rejected_B.mean().item())
+        self.note(
+            accuracy=chosen_B > rejected_B,
+            margin=config.beta * (chosen_B - rejected_B),
+            chosen_reward=config.beta * chosen_B,
+            rejected_reward=config.beta * rejected_B,
+        )
         assert not return_outputs, "nothing evaluates through the trainer"
         return loss
 

@@ -120,7 +120,7 @@ class EpisodeLog:
                 "episode": number,
                 "batch": episodes.batch,
                 "seed": episodes.seed,
-                "place": place,
+                "place": episodes.place + place,
                 "response": texts[place],
                 "no_score_reason": said[place].no_score_reason,
                 "judgements": said[place].judgements,

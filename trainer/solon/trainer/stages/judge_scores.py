@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +74,9 @@ class Judge:
             if (question := principle.absolute_question) is not None
         }
         self._min_option_mass = config.rl.reward.min_option_mass
-        self._in_flight = config.services.in_flight
-        episodes = config.rl.batches * config.rl.batch_size
+        # its share of what several processes may ask at once, and of what they make
+        self._in_flight = max(1, config.services.in_flight // config.rl.processes)
+        episodes = config.rl.batches * config.rl.batch_size // config.rl.processes
         self._votes = {} if self._panel is None else _shares(self._panel, episodes)
         self._silent: Counter[tuple[str, str]] = Counter()
         self.outcomes: Counter[str] = Counter()
@@ -102,6 +103,19 @@ class Judge:
             raise ServiceError(f"services.judge: {explain(error)}") from error
         self.last = found
         return [one.score for one in found]
+
+    def gather(self, from_all: Callable[[Any], list[Any]]) -> None:
+        """Count what was said to all processes from here on. Called by each of them.
+
+        Args:
+            from_all: Gives each process the values of all.
+        """
+        votes = {name: share.counts for name, share in self._votes.items()}
+        counts = from_all((self.outcomes, self._silent, votes))
+        self.outcomes = sum((outcomes for outcomes, _, _ in counts), Counter())
+        self._silent = sum((silent for _, silent, _ in counts), Counter())
+        for name, share in self._votes.items():
+            share.counts = sum((one[name] for _, _, one in counts), Counter())
 
     def told(self) -> Iterator[str]:
         """Sentences: how many responses have a score so far, and why the others have none."""

@@ -20,6 +20,7 @@ from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from solon.trainer.errors import RunDirectoryError
+from solon.trainer.ranks import divided
 from solon.trainer.stages.adapters import finished, loaded_dtype, prepared
 from solon.trainer.stages.modeling import (
     ChatEncoder,
@@ -84,11 +85,7 @@ class _Trainer(WholeCheckpoints, RewardTrainer):
             inputs["probability"],
             centering=cast("TrlRewardConfig", self.args).center_rewards_coefficient or 0.0,
         )
-        with torch.no_grad():
-            metrics = self._metrics["train"]
-            metrics["accuracy"].append((chosen_B > rejected_B).float().mean().item())
-            metrics["margin"].append((chosen_B - rejected_B).mean().item())
-            metrics["mean_reward"].append(scores.mean().item())
+        self.note(accuracy=chosen_B > rejected_B, margin=chosen_B - rejected_B, mean_reward=scores)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -166,6 +163,7 @@ def train_reward(
         figures = {"metrics": metrics, "reliability": tested.reliability if tested else []}
         files = {RewardStatistics.FILE: statistics.to_json(), FIGURES: json.dumps(figures)}
         save_model(output, model, tokenizer, files, adapter=adapter)
+    trainer.accelerator.wait_for_everyone()
     return metrics
 
 
@@ -213,7 +211,11 @@ def _statistics(
 def _scores(model: PreTrainedModel, pairs: Sequence[Pair], config: RewardConfig) -> Tensor:
     """[2 B]: of the chosen ones, then of the rejected ones."""
     ids = [pair.chosen.ids for pair in pairs] + [pair.rejected.ids for pair in pairs]
-    return score_sequences(model, ids, micro_batch_size=2 * config.micro_batch_size)
+
+    def score(share: Sequence[Sequence[int]]) -> Tensor:
+        return score_sequences(model, share, micro_batch_size=2 * config.micro_batch_size)
+
+    return divided(ids, score)
 
 
 def _test(model: PreTrainedModel, pairs: Sequence[Pair], config: RewardConfig) -> Agreement:

@@ -162,7 +162,11 @@ def _build(
     stops = stop_ids(lm, tokenizer)
     prompts = ChatEncoder(tokenizer, stops).prompts(messages)
     _check_context(lm, prompts, config)
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+        # accelerate knows several processes on a CPU only if it is told to stay there
+        cpu=not torch.cuda.is_available(),
+    )
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable()
     try:
@@ -260,8 +264,9 @@ def _checkpoint(ppo: PPO, checkpoints: Path) -> None:
     """Save, in one piece; then drop the one before. Called by every process."""
     newest = checkpoints / f"{_CHECKPOINT}{ppo.batches_done}"
     temporary = newest.with_suffix(".tmp")
-    with ppo.accelerator.main_process_first():
+    if ppo.accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
+    ppo.accelerator.wait_for_everyone()
     ppo.save(temporary)
     ppo.accelerator.wait_for_everyone()
     if ppo.accelerator.is_main_process:

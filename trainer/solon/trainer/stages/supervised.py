@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -45,7 +45,7 @@ def trainer_arguments(
     settings: TrainingSettings, *, checkpoints: Path, seed: int
 ) -> dict[str, Any]:
     """Keyword arguments for any of TRL's configuration classes."""
-    steps = settings.batch_size // settings.micro_batch_size
+    steps = settings.batch_size // (settings.micro_batch_size * settings.processes)
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": 1,  # `in_order` lays all epochs end to end
@@ -59,8 +59,9 @@ def trainer_arguments(
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "bf16": settings.precision == "bfloat16",
-        # transformers takes bfloat16 on a CPU for a mistake unless it is asked for
-        "use_cpu": settings.precision == "bfloat16" and not torch.cuda.is_available(),
+        # transformers takes bfloat16 and several processes on a CPU for a mistake unless asked for
+        "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         "seed": seed % 2**32,  # numpy's generator takes no more
         "save_strategy": "steps",
         "save_steps": settings.checkpoint_every,
@@ -95,10 +96,23 @@ def in_order(
 class WholeCheckpoints(Trainer):
     """Mixed into a TRL trainer: marks whole checkpoints, writes no cards, and phones nobody."""
 
+    _metrics: dict[str, Any]
+    """TRL's: mode -> name -> values since the last row."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
-        path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        (path / _COMPLETE).touch()
+        # each process has a part of its own in it
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            (path / _COMPLETE).touch()
+
+    def note(self, **values: Tensor) -> None:
+        """Add the mean of each over a micro-batch, of all processes, to what is logged next."""
+        means = torch.stack([found.detach().float().mean() for found in values.values()])
+        over_all = self.accelerator.gather(means).view(-1, len(values)).mean(dim=0)
+        for name, mean in zip(values, over_all.tolist(), strict=True):
+            self._metrics["train"][name].append(mean)
 
     def _send_telemetry(self) -> None:
         """Nobody is told what is trained here."""

@@ -4,11 +4,13 @@ Speaks JSON lines on stdout and nothing else::
 
     {"event": "progress", "stage": "rl", "done": 12, "total": 80, "metrics": {...}}
     {"event": "message", "text": "..."}
-    {"event": "error", "kind": "user" | "internal", "text": "..."}
+    {"event": "error", "kind": "user" | "internal", "text": "...", "at": 1234.5}
     {"event": "done", "metrics": {...}}
 
-Exit code 0, 2 for the user's mistake, 1 for anything else. Knows where a run directory keeps what;
-the stages know how to train. A stage that was killed goes on from its last checkpoint.
+Exit code 0, 2 for the user's mistake, 1 for anything else. It may be one of several processes that
+train together (see ``ranks``), of which the first tells how far they are. Knows where a run
+directory keeps what; the stages know how to train. A stage that was killed goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from solon.constitution import derive_seed
 from solon.trainer.config import RunConfig, load_run_config, model_source
+from solon.trainer.course import learns_by
 from solon.trainer.errors import RunDirectoryError, StageFailed, StoreError, TrainerError, UserError
+from solon.trainer.ranks import from_all, joined, rank
 
 if TYPE_CHECKING:
     from solon.trainer.stages.judge_scores import Judge
@@ -62,21 +66,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME=ADDRESS",
         help="of a judge that the run has started, by its name among the run's services",
     )
+    parser.add_argument(
+        "--rendezvous", help="where several processes meet (default: as torchrun says)"
+    )
     arguments = parser.parse_args(argv)
     events = _Events(_take_stdout())
     try:
         judges = dict(one.split("=", 1) for one in arguments.judge)
-        metrics = _run(arguments.stage, arguments.run, events, judges)
+        metrics = _run(arguments.stage, arguments.run, events, judges, arguments.rendezvous)
     except TrainerError as error:
-        kind = "user" if isinstance(error, UserError) else "internal"
-        events.send(event="error", kind=kind, text=str(error))
+        events.failure(str(error), user_error=isinstance(error, UserError))
         return error.exit_code
     except Exception as error:
         # the process's last resort: whatever it was, the coordinator is to hear of it in words
+        at = time.monotonic()
         traceback.print_exc()
         full = _disk_is_full(error)
         text = f"the disk is full: {error}" if full else f"{type(error).__name__}: {error}"
-        events.send(event="error", kind="user" if full else "internal", text=text)
+        events.failure(text, user_error=full, at=at)
         return StoreError.exit_code if full else 1
     events.send(event="done", metrics=metrics)
     return 0
@@ -95,7 +102,13 @@ def _disk_is_full(error: Exception) -> bool:
     return any(words in str(error) for words in _FULL_DISK)
 
 
-def _run(stage: str, run: Path, events: _Events, judges: Mapping[str, str]) -> dict[str, float]:
+def _run(
+    stage: str,
+    run: Path,
+    events: _Events,
+    judges: Mapping[str, str],
+    rendezvous: str | None = None,
+) -> dict[str, float]:
     config = load_run_config(run)
     for path, maker in _needs(stage, config).items():
         if not (run / path).exists():
@@ -105,9 +118,13 @@ def _run(stage: str, run: Path, events: _Events, judges: Mapping[str, str]) -> d
     _quieten_libraries()
     checkpoints = run / "checkpoints" / stage
     checkpoints.mkdir(parents=True, exist_ok=True)
-    report = _RunReport(stage, run / "metrics.jsonl", events)
-    metrics = _trains(stage, config, judges)(config, run, checkpoints, report)
-    shutil.rmtree(checkpoints)
+    first = rank() == 0
+    report = _RunReport(stage, run / "metrics.jsonl", events) if first else _Silence()
+    key, settings = learns_by(config, stage)
+    with joined(settings.processes, key=key, rendezvous=rendezvous):
+        metrics = _trains(stage, config, judges)(config, run, checkpoints, report)
+    if first:
+        shutil.rmtree(checkpoints)
     return metrics
 
 
@@ -147,7 +164,7 @@ def _heavy_import() -> Iterator[None]:
             gc.enable()
 
 
-def _sft(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) -> dict[str, float]:
+def _sft(config: RunConfig, run: Path, checkpoints: Path, report: StageReport) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.stages.sft import train_sft  # noqa: PLC0415
 
@@ -165,12 +182,12 @@ def _sft(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) ->
 
 
 def _reward(
-    config: RunConfig, run: Path, checkpoints: Path, report: _RunReport
+    config: RunConfig, run: Path, checkpoints: Path, report: StageReport
 ) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.stages.reward import FIGURES, train_reward  # noqa: PLC0415
 
-    def trained(output: Path, checkpoints: Path, half: int | None, report: _RunReport) -> None:
+    def trained(output: Path, checkpoints: Path, half: int | None, report: StageReport) -> None:
         train_reward(
             config.reward,
             base_model=str(run / _SL),
@@ -203,7 +220,7 @@ def _rl(
     config: RunConfig,
     run: Path,
     checkpoints: Path,
-    report: _RunReport,
+    report: StageReport,
     judges: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     with _heavy_import():
@@ -231,7 +248,7 @@ def _rl(
         )
 
 
-def _dpo(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) -> dict[str, float]:
+def _dpo(config: RunConfig, run: Path, checkpoints: Path, report: StageReport) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.stages.dpo import train_dpo  # noqa: PLC0415
 
@@ -249,7 +266,7 @@ def _dpo(config: RunConfig, run: Path, checkpoints: Path, report: _RunReport) ->
 
 @contextmanager
 def _judge(
-    config: RunConfig, run: Path, addresses: Mapping[str, str], report: _RunReport
+    config: RunConfig, run: Path, addresses: Mapping[str, str], report: StageReport
 ) -> Iterator[Judge | None]:
     """The judge or panel, if it rewards; at the end it is told what it had no score for."""
     if not config.rl.reward.judge:
@@ -263,6 +280,7 @@ def _judge(
     with open_judge(config, constitution, addresses=addresses, log_dir=run / "logs") as judge:
         try:
             yield judge
+            judge.gather(from_all)
         finally:
             for line in judge.told():
                 report.message(f"rl: {line}")
@@ -277,6 +295,11 @@ class _Events:
     def send(self, **event: object) -> None:
         """One line. Not-a-number is no JSON, and is refused."""
         self._out.write(json.dumps(event, allow_nan=False) + "\n")
+
+    def failure(self, text: str, *, user_error: bool, at: float | None = None) -> None:
+        """The last event. ``at``: when it was noticed, by the monotonic clock; None: now."""
+        kind = "user" if user_error else "internal"
+        self.send(event="error", kind=kind, text=text, at=time.monotonic() if at is None else at)
 
 
 class _RunReport:
@@ -329,7 +352,25 @@ class _RunReport:
         self._events.send(event="message", text=text)
 
 
-Train = Callable[[RunConfig, Path, Path, _RunReport], dict[str, float]]
+class _Silence:
+    """What the processes after the first tell: it would be the same."""
+
+    def of(self, name: str) -> _Silence:
+        """Of another model neither."""
+        return self
+
+    def start(self, done: int) -> None:
+        """Rows are the first one's to drop."""
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """The first one tells it."""
+
+    def message(self, text: str) -> None:
+        """Likewise."""
+
+
+StageReport: TypeAlias = _RunReport | _Silence
+Train = Callable[[RunConfig, Path, Path, StageReport], dict[str, float]]
 
 _STAGES: Mapping[str, Train] = {
     "sft": _sft,
