@@ -214,6 +214,14 @@ BROKEN = [
         ["config.yml:7: sft: batch_size: expected a multiple of micro", "4 x 3 = 12, got 64"],
     ),
     (
+        "sft: {sharding: full}\n",
+        ["config.yml:7: sft: sharding: expected none with processes=1", "got 'full'"],
+    ),
+    (
+        "rl: {sharding: full, processes: 2, lora: {rank: 4}}\n",
+        ["config.yml:7: rl: sharding: expected none with lora", "got 'full'"],
+    ),
+    (
         "rl: {batch_size: 64, minibatches: 4, processes: 32}\n",
         ["config.yml:7: rl: batch_size: expected a multiple of minibatches times", "got 64"],
     ),

@@ -39,6 +39,7 @@ GPUS = {
     "7b-2x40gb-rl": "2xa100-40gb",
     "7b-1x40gb-lora": "1xa100-40gb",
     "7b-1x40gb-70b-judge": "1xa100-40gb",
+    "7b-8x80gb-full": "8xa100-80gb",
 }
 
 
@@ -162,6 +163,27 @@ def test_the_rl_phase_goes_on_in_the_run_of_the_sl_phase() -> None:
     first, second = load_config("7b-1x40gb-sl"), load_config("7b-2x40gb-rl")
     assert differences(first, second) == []
     assert set(first.stages) | set(second.stages) == set(load_config("sandbox").stages)
+
+
+def test_full_fine_tuning_is_divided_among_eight_devices(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "7b-8x80gb-full"
+    found = dry(capsys, model, tmp_path / "run", name)
+    stages = {use["stage"] for use in found["memory"] if use["process"] == "training, rank 7"}
+    assert stages == {"sft", "reward", "rl"}
+    ranks = [use for use in found["memory"] if use["process"].startswith("training, rank")]
+    assert [use["device"] for use in ranks] == 3 * list(range(8))
+    # what does not fit on one (see below) is divided, but for autocast's copies, which it has not
+    parts = ranks[0]["parts"]
+    states = sum(parts[part] for part in ("weights", "gradients", "optimiser"))
+    assert states == 16 * 7_615_616_512 / 8
+    assert any("memory before it goes to its device: about 227 GiB" in n for n in found["notes"])
+    more = dry(capsys, model, tmp_path / "run", name, "sft.processes=16", code=2)["problems"]
+    assert more == [
+        "sft.processes: expected at most 8, one for each device, got 16; lower it, or give more "
+        "devices"
+    ]
 
 
 def test_full_fine_tuning_on_one_device_is_said_not_to_fit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def test_memory_is_the_sum_of_what_a_step_holds() -> None:
     assert sum(memory.learning_weights(mixed).values()) == 18 * 100
     adapters = Learning(trainable=10, frozen=100, compute=2, checkpointing=False)
     assert sum(memory.learning_weights(adapters).values()) == 18 * 10 + 2 * 100
+    replicas = replace(whole, processes=4)
+    assert sum(memory.learning_weights(replicas).values()) == 20 * 100
+    assert memory.gathered(MODEL, replicas) == 0
+    parts = replace(mixed, processes=4, sharded=True)
+    # no copies in bfloat16: it is what is gathered
+    assert sum(memory.learning_weights(parts).values()) == 16 * 25
+    assert 0 < memory.gathered(MODEL, parts) < memory.gathered(MODEL, replace(parts, compute=4))
     # 2 layers, keys and values of 3 numbers, 10 tokens, 2 bytes
     assert memory.key_value_bytes(MODEL, 10, 2) == 2 * 2 * 3 * 10 * 2
 

@@ -316,7 +316,7 @@ EPISODES = pa.schema(
 )
 """A row an episode of RL. ``episode``: its number in the training, from 0; ``batch``: from 1, as in
 metrics.jsonl; its policy had learned from those before. ``seed`` and ``place``: it is the row
-``place`` of what its process drew in that batch by ``seed``. ``scores``: by source; one without a
+``place`` of what was drawn in that batch by ``seed``. ``scores``: by source; one without a
 weight is only watched. ``score``: their weighted sum, before the penalties. ``logprob`` and
 ``reference_logprob``: of the response, in nats, under its policy and under the SL model; ``kl``:
 their difference. ``reward``: what was learned from. ``advantage``: mean over the response's tokens.

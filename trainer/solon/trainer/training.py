@@ -7,7 +7,7 @@ Knows nothing of models, tokens or Parquet.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,10 @@ class WeightSettings(Settings):
     for rounding; where the last batch does not fill all of them, records of the first fill it
     up."""
 
+    sharding: Literal["none", "full"] = "none"
+    """``full``: each process holds an equal part of the weights that learn, of their gradients and
+    of AdamW's moments (FSDP; ZeRO's third stage, Rajbhandari et al. 2020, 1910.02054), and a layer
+    is gathered while it computes. ``none``: each holds all of them."""
     lora: LoraSettings | None = None
     """Train low-rank adapters. null: every weight learns."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -58,6 +62,23 @@ class WeightSettings(Settings):
     ``float32``: everything is float32."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them."""
+
+    @model_validator(mode="after")
+    def _there_is_something_to_shard(self) -> Self:
+        if self.sharding == "none":
+            return self
+        if self.processes == 1:
+            raise ValueError(
+                "sharding: expected none with processes=1, which has nothing to divide, got "
+                f"{self.sharding!r}; raise processes, or set sharding to none"
+            )
+        if self.lora is not None:
+            raise ValueError(
+                "sharding: expected none with lora, whose adapters are small and whose frozen "
+                f"weights every process holds, got {self.sharding!r}; set lora to null, or "
+                "sharding to none"
+            )
+        return self
 
 
 def require_shares(key: str, value: int, batch_size: int, processes: int) -> None:

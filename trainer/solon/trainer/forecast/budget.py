@@ -6,10 +6,10 @@ Follows what the coordinator starts and when. Knows nothing of files or of runni
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solon.trainer.config import RunConfig
-from solon.trainer.course import roles, together
+from solon.trainer.course import learns_by, roles, together
 from solon.trainer.forecast import memory
 from solon.trainer.forecast.hardware import (
     USABLE,
@@ -203,12 +203,16 @@ class _Planner:
             self._not_here("models.base_for_sft", self._config.models.base_for_sft)
             return
         runtime = {"runtime": memory.RUNTIME} if self._gpus else {}
+        processes = learns_by(self._config, training.stage)[1].processes
         apart = self._config.services.reward_device if training.stage == "rl" else None
         if apart is not None and _REWARD_MODEL in parts:
             elsewhere = {_REWARD_MODEL: parts.pop(_REWARD_MODEL)}
             device = self._index(apart)
             yield Use(stage="rl", process="reward model", device=device, parts=elsewhere | runtime)
-        yield Use(stage=training.stage, process="training", device=0, parts=parts | runtime)
+        for number in range(processes):
+            name = "training" if processes == 1 else f"training, rank {number}"
+            device = min(number, max(0, len(self._gpus) - 1))
+            yield Use(stage=training.stage, process=name, device=device, parts=parts | runtime)
 
     def _sft_parts(self, training: Training) -> dict[str, int]:
         model = self._models.get("base_for_sft")
@@ -219,6 +223,7 @@ class _Planner:
         tokens = config.micro_batch_size * training.longest
         return {
             **memory.learning_weights(how),
+            "gathered": memory.gathered(model, how),
             "activations": memory.activations(model, tokens, how),
             "logits": memory.logits(model, tokens, how),
         }
@@ -234,6 +239,7 @@ class _Planner:
         tokens = 2 * config.micro_batch_size * training.longest
         return {
             **memory.learning_weights(how),
+            "gathered": memory.gathered(model, how),
             "activations": memory.activations(model, tokens, how),
         }
 
@@ -266,16 +272,18 @@ class _Planner:
         if config.reward.model:
             parts[_REWARD_MODEL] = frozen
         if config.lora is None:
-            parts["reference"] = frozen
+            parts["reference"] = frozen // how.processes if how.sharded else frozen
         tokens = config.micro_batch_size * training.longest
-        activations = memory.activations(model, tokens, how)
+        activations = memory.activations(model, tokens, how) + memory.gathered(model, how)
         activations += min(memory.LOGITS_AT_ONCE, tokens * model.vocabulary) * 12
         if _has_value_trunk(config):
             parts["value network"] = sum(weights.values())
             activations += memory.activations(model, tokens, how)
-        sampled = memory.sampling(
-            model, rows=config.batch_size, tokens=training.longest, element=how.compute
-        )
+        rows = config.batch_size // how.processes
+        sampled = memory.sampling(model, rows=rows, tokens=training.longest, element=how.compute)
+        if how.sharded:
+            # for as long as it samples every process has the whole policy
+            sampled += frozen
         # a batch is sampled before it is learned from, so the two never stand side by side
         return parts | {"sampling or activations": max(sampled, activations)}
 
@@ -314,6 +322,10 @@ class _Planner:
         if model is None:
             return None
         gpu, size = self._gpus[0], model.parameters
+        processes = learns_by(self._config, one.stage)[1].processes
+        one = replace(
+            one, tokens=one.tokens // processes, sampled_tokens=one.sampled_tokens // processes
+        )
         if one.stage == "rl" and self._config.rl.algorithm != "dpo":
             return self._rl_time(one, gpu, model)
         passes = {
@@ -328,7 +340,7 @@ class _Planner:
         config = self._config.rl
         how = learning(model, config)
         once = one.tokens // config.epochs
-        rows = config.batch_size
+        rows = config.batch_size // how.processes
         sampling = generation_seconds(
             gpu,
             weight_bytes=model.parameters * how.compute,
@@ -375,7 +387,40 @@ def learning(model: Model, settings: WeightSettings) -> Learning:
         frozen=frozen,
         compute=2 if settings.precision == "bfloat16" else 4,
         checkpointing=settings.gradient_checkpointing,
+        processes=settings.processes,
+        sharded=settings.sharding == "full",
     )
+
+
+def lacking(config: RunConfig, work: Workload, gpus: Sequence[Accelerator]) -> list[str]:
+    """A sentence for each training stage that has more processes than there are devices."""
+    asked = [learns_by(config, training.stage) for training in work.trainings]
+    return [
+        f"{key}.processes: expected at most {len(gpus)}, one for each device, got "
+        f"{settings.processes!r}; lower it, or give more devices"
+        for key, settings in asked
+        if 0 < len(gpus) < settings.processes
+    ]
+
+
+def loading(
+    config: RunConfig, work: Workload, models: Mapping[str, Model], gpus: Sequence[Accelerator]
+) -> list[str]:
+    """A sentence on the machine's own memory, where several processes read a model into it."""
+    model = models.get("base_for_sft")
+    asked = [(one.stage, learns_by(config, one.stage)[1]) for one in work.trainings]
+    sizes = {
+        stage: settings.processes * model.parameters * (4 if settings.lora is None else 2)
+        for stage, settings in asked
+        if model is not None and settings.processes > 1
+    }
+    if not sizes or not gpus:
+        return []
+    stage, size = max(sizes.items(), key=lambda pair: pair[1])
+    return [
+        "each process of a training stage reads the model into the machine's memory before it "
+        f"goes to its device: about {size / 2**30:.0f} GiB together in {stage}"
+    ]
 
 
 def overfull(found: Budget, gpus: Sequence[Accelerator]) -> list[str]:

@@ -14,7 +14,7 @@ from solon.trainer.config import RunConfig
 from solon.trainer.course import roles, stages_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.forecast import surroundings
-from solon.trainer.forecast.budget import Budget, budget, learning, overfull
+from solon.trainer.forecast.budget import Budget, budget, lacking, learning, loading, overfull
 from solon.trainer.forecast.counting import workload
 from solon.trainer.forecast.hardware import GIB, Accelerator
 from solon.trainer.forecast.lengths import Tokens
@@ -93,7 +93,9 @@ async def dry_run(config: RunConfig, gpus: Sequence[Accelerator], *, resume: boo
         tokens = Tokens(find(config.models.policy).folder)
         work = workload(config, constitution, prompts, stages, tokens)
         estimated = budget(config, work, models, gpus)
-        problems += [*_too_long(config, work, models), *overfull(estimated, gpus)]
+        problems += _too_long(config, work, models)
+        problems += lacking(config, work, gpus) or overfull(estimated, gpus)
+        notes += loading(config, work, models, gpus)
         notes += [f"not estimated: {what}" for what in estimated.unknown]
         if not gpus:
             notes.append(_machine(estimated))

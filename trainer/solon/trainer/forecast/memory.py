@@ -37,6 +37,10 @@ class Learning:
     """Bytes of a number in a forward pass, and of a frozen parameter: 2 or 4."""
     checkpointing: bool
     """Whether activations are computed again in the backward pass."""
+    processes: int = 1
+    """That train together."""
+    sharded: bool = False
+    """Whether each of them holds a part of what learns."""
 
 
 def key_value_bytes(model: Model, tokens: int, element: int) -> int:
@@ -74,17 +78,40 @@ def serving(model: Model, *, element: int, cached_tokens: int, rows: int) -> Par
 
 
 def learning_weights(how: Learning) -> Parts:
-    """Weights, gradients and moments, with mixed precision's copies.
+    """Weights, gradients and moments that one process holds, with mixed precision's copies.
 
-    Source: Rajbhandari et al. 2020 (1910.02054), section 3.1, for what AdamW needs. Autocast keeps
-    a copy of each weight in the compute format for the length of a step.
+    Source: Rajbhandari et al. 2020 (1910.02054), section 3.1, for what AdamW needs, and 5.3 for its
+    division among processes. Autocast keeps a copy of each weight in the compute format for the
+    length of a step; several processes without sharding exchange gradients through copies of them.
     """
+    if how.sharded:
+        share = -(-how.trainable // how.processes)
+        return {
+            "weights": share * _FLOAT,
+            "gradients": share * _FLOAT,
+            "optimiser": share * _ADAM,
+        }
+    sent = {"gradients on their way": how.trainable * _FLOAT} if how.processes > 1 else {}
     copies = how.trainable * how.compute if how.compute < _FLOAT else 0
     return {
         "weights": how.frozen * how.compute + how.trainable * _FLOAT + copies,
         "gradients": how.trainable * _FLOAT,
         "optimiser": how.trainable * _ADAM,
+        **sent,
     }
+
+
+def gathered(model: Model, how: Learning) -> int:
+    """What a network has whole at its widest moment, if it is sharded; else 0.
+
+    The embeddings and the head, which stay from the first layer to the last and back, a layer and
+    the one after it; and the gradients of the largest of these, before each process has its part.
+    """
+    if not how.sharded:
+        return 0
+    ends = 2 * model.vocabulary * model.hidden
+    layer = model.parameters // model.layers
+    return (ends + 2 * layer) * how.compute + max(ends, layer) * (how.compute + _FLOAT)
 
 
 def activations(model: Model, tokens: int, how: Learning) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from solon.trainer.config import to_yaml
+from solon.trainer.forecast.budget import Use
 from solon.trainer.forecast.dry_run import DryRun
 from solon.trainer.forecast.hardware import BANDWIDTH_SHARE, GIB, UTILISATION
 from solon.trainer.forecast.workload import EXPECTED_SHARE
@@ -73,13 +76,24 @@ def _memory(found: DryRun) -> Table:
     table = Table(title="Memory in GiB, at most", title_justify="left")
     for heading in ("stage", "process", "device", "GiB", "of which"):
         table.add_column(heading, justify="right" if heading in ("device", "GiB") else "left")
-    for use in found.budget.uses:
+    for same in _alike(found.budget.uses):
+        use = same[0]
         large = {name: size for name, size in use.parts.items() if size >= 0.05 * use.total}
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in large.items())
         device = found.gpus[use.device].name if found.gpus else "machine"
-        shown = f"{use.device} {device}" if found.gpus else device
-        table.add_row(use.stage, use.process, shown, f"{use.total / GIB:.1f}", parts)
+        where = str(use.device) if len(same) == 1 else f"{use.device}-{same[-1].device}"
+        shown = f"{where} {device}" if found.gpus else device
+        count = "" if len(same) == 1 else f"{len(same)} x "
+        table.add_row(
+            use.stage, use.process.split(",")[0], shown, f"{count}{use.total / GIB:.1f}", parts
+        )
     return table
+
+
+def _alike(uses: Sequence[Use]) -> list[list[Use]]:
+    """The ranks of a stage together, since each takes the same of its device."""
+    groups = groupby(uses, key=lambda use: (use.stage, use.process.split(", rank")[0], use.total))
+    return [list(same) for _, same in groups]
 
 
 def _show_time(found: DryRun, console: Console) -> None:

@@ -3,6 +3,7 @@
 ``config`` what can be set; ``math`` and ``groups`` the formulas; ``order`` which prompts a batch
 answers; ``rollout`` episodes and what the networks say of them; ``rewards`` what scores them;
 ``guards`` what they pay for; ``assessment`` what they are worth, as ``experience``: advantages and
-targets; ``update`` the gradient steps on a batch; ``memory`` what of the networks is held;
-``loop`` batches, checkpoints, resume; ``watch`` looks for over-optimisation.
+targets; ``exchange`` them among processes; ``update`` the gradient steps on a batch; ``memory``
+what of the networks is held; ``loop`` batches, checkpoints, resume; ``watch`` looks for
+over-optimisation.
 """

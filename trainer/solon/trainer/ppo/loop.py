@@ -32,6 +32,7 @@ from solon.trainer.ppo.order import prompt_rows
 from solon.trainer.ppo.rewards import WeightedReward
 from solon.trainer.ppo.rollout import Policy, Samples, ValueNetwork, WithoutAdapter, sample
 from solon.trainer.ppo.update import Learner, update
+from solon.trainer.sharding import gathered, is_sharded, load_parts, save_parts
 
 Clock = Callable[[], float]
 
@@ -166,10 +167,17 @@ class PPO:
     def save(self, directory: Path) -> None:
         """Write all that the next batch depends on. The directory is made."""
         self.accelerator.save_state(str(directory), safe_serialization=True)
+        save_parts(directory, self._sharded())
 
     def load(self, directory: Path) -> None:
         """Go on from what ``save`` wrote."""
         self.accelerator.load_state(str(directory), strict=False)
+        load_parts(directory, self._sharded())
+
+    def _sharded(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+        names = ("policy", "value")
+        pairs = zip(names, self._learner.optimized(), strict=False)
+        return {name: pair for name, pair in pairs if is_sharded(pair[0])}
 
     def _derived_seed(self, purpose: str) -> int:
         # torch's generators take 63 bits at most
@@ -190,16 +198,17 @@ class PPO:
         return [row for row in mine for _ in range(each)]
 
     def _sample(self, rows: Sequence[int]) -> Samples:
-        return sample(
-            self.policy.lm,
-            [self._prompts[row] for row in rows],
-            max_tokens=self.config.max_response_tokens,
-            temperature=self.config.temperature,
-            stop_ids=self._stop_ids,
-            pad_id=self._pad_id,
-            generator=torch.Generator().manual_seed(self._derived_seed("sample")),
-            first=self.accelerator.process_index * len(rows),
-        )
+        with gathered(self.policy):
+            return sample(
+                self.policy.lm,
+                [self._prompts[row] for row in rows],
+                max_tokens=self.config.max_response_tokens,
+                temperature=self.config.temperature,
+                stop_ids=self._stop_ids,
+                pad_id=self._pad_id,
+                generator=torch.Generator().manual_seed(self._derived_seed("sample")),
+                first=self.accelerator.process_index * len(rows),
+            )
 
     def _noted(self, rows: Sequence[int], samples: Samples, outcomes: Outcomes) -> Episodes:
         batch, place = self._progress.batches, self.accelerator.process_index * len(rows)
@@ -273,7 +282,7 @@ class _Progress:
 def _learner(
     config: PPOConfig, policy: Policy, value: ValueNetwork | None, accelerator: Accelerator
 ) -> Learner:
-    trained, optimizer = accelerator.prepare(policy, _adamw(policy, config.learning_rate))
+    trained, optimizer = _prepared(policy, config.learning_rate, accelerator)
     learner = Learner(
         accelerator=accelerator,
         policy=trained,
@@ -283,8 +292,18 @@ def _learner(
     )
     if value is None:
         return learner
-    trained, optimizer = accelerator.prepare(value, _adamw(value, config.value_learning_rate))
+    trained, optimizer = _prepared(value, config.value_learning_rate, accelerator)
     return dataclasses.replace(learner, value=trained, value_optimizer=optimizer)
+
+
+def _prepared(
+    network: nn.Module, learning_rate: float, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    optimizer = _adamw(network, learning_rate)
+    if is_sharded(network):
+        return network, optimizer
+    prepared: tuple[nn.Module, torch.optim.Optimizer] = accelerator.prepare(network, optimizer)
+    return prepared
 
 
 def _adamw(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

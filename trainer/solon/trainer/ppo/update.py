@@ -20,6 +20,7 @@ from solon.trainer.ppo import groups, math
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.experience import Experience, ValueTargets
 from solon.trainer.ppo.rollout import TokenBatch, micro_batches
+from solon.trainer.sharding import is_sharded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +211,8 @@ def _tokens(values_BR: Tensor, rows_b: Tensor, batch: TokenBatch) -> Tensor:
 def _gradients_of(
     learner: Learner, network: nn.Module, synchronise: bool
 ) -> AbstractContextManager[object]:
-    if synchronise:
+    # what is sharded has nowhere to keep the gradients of all weights until the last pass
+    if synchronise or is_sharded(network):
         return nullcontext()
     pause: AbstractContextManager[object] = learner.accelerator.no_sync(network)
     return pause

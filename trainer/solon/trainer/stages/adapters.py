@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from solon.trainer.errors import ConfigError
+from solon.trainer.sharding import whole
 from solon.trainer.training import LoraSettings, WeightSettings
 
 ADAPTER_FOLDER = "adapter"
@@ -126,7 +127,8 @@ def finished(
 ) -> tuple[PreTrainedModel, Adapter | None]:
     """What to publish: a plain model with what was learned merged into it, and its adapter.
 
-    ``model`` is what ``prepared`` gave, and is used up.
+    ``model`` is what ``prepared`` gave, and is used up; but if it is sharded it stays as it is, and
+    this is called by every process, of which the first is given its weights.
     """
     if isinstance(model, PeftModel):
         weights = get_peft_model_state_dict(model)
@@ -136,6 +138,6 @@ def finished(
         )
         merged: PreTrainedModel = model.merge_and_unload()
     else:
-        adapter, merged = None, model
+        adapter, merged = None, whole(model, frozen_dtype(settings))
     merged.to(dtype=frozen_dtype(settings))  # type: ignore[call-arg]  # transformers' wrapper
     return merged, adapter

@@ -180,7 +180,7 @@ def train_dpo(
         config,
         model=learner,
         ref_model=reference,
-        args=TrlDpoConfig(**trainer_arguments(config, checkpoints=checkpoints, seed=seed)),
+        args=trainer_arguments(TrlDpoConfig, config, checkpoints=checkpoints, seed=seed),
         data_collator=collator,
         train_dataset=in_order(
             Dataset.from_list([_row(pair, config) for pair in pairs]),
@@ -198,8 +198,8 @@ def train_dpo(
     }
     if test := read_test_pairs(test_data, encoder):
         metrics |= _test(trainer, test, collator, config)
+    published, adapter = finished(learner, config)
     if trainer.is_world_process_zero():
-        published, adapter = finished(learner, config)
         save_model(output, published, tokenizer, adapter=adapter)
     return metrics
 

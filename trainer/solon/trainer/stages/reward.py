@@ -135,8 +135,11 @@ def train_reward(
     pairs = without_long(read, config.max_length, key="reward", data=data, report=report)
     trainer = _Trainer(
         model=learner,
-        args=TrlRewardConfig(
-            **trainer_arguments(config, checkpoints=checkpoints, seed=seed),
+        args=trainer_arguments(
+            TrlRewardConfig,
+            config,
+            checkpoints=checkpoints,
+            seed=seed,
             center_rewards_coefficient=config.centering,
         ),
         data_collator=_Collator(tokenizer.pad_token_id),
@@ -146,8 +149,9 @@ def train_reward(
         processing_class=tokenizer,
     )
     train(trainer, report)
-    model, adapter = finished(learner, config)
-    model.eval()
+    published, adapter = finished(learner, config)
+    # what is sharded answers as a whole only where all processes hold it
+    model = (model if config.sharding == "full" else published).eval()
     metrics = {
         "pairs": float(len(pairs)),
         "too_long": float(len(read) - len(pairs)),
@@ -162,7 +166,7 @@ def train_reward(
     if trainer.is_world_process_zero():
         figures = {"metrics": metrics, "reliability": tested.reliability if tested else []}
         files = {RewardStatistics.FILE: statistics.to_json(), FIGURES: json.dumps(figures)}
-        save_model(output, model, tokenizer, files, adapter=adapter)
+        save_model(output, published, tokenizer, files, adapter=adapter)
     trainer.accelerator.wait_for_everyone()
     return metrics
 

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solon.constitution import derive_seed
@@ -23,6 +24,8 @@ from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.loop import PPO
 from solon.trainer.ppo.rollout import Policy, ValueNetwork, WithoutAdapter
 from solon.trainer.ppo.watch import Watch
+from solon.trainer.ranks import rank
+from solon.trainer.sharding import shard
 from solon.trainer.snapshots import snapshot_folder
 from solon.trainer.stages.adapters import (
     attach,
@@ -103,24 +106,22 @@ def train_rl(
     )
     log.start(ppo)
     metrics: dict[str, float] = {}
-    main = ppo.accelerator.is_main_process
     while not ppo.is_over:
         metrics = ppo.step()
         log.add(ppo.episodes)
         warning = watch.add(metrics)
-        if main:
-            report.progress(ppo.batches_done, config.batches, metrics)
-            _tell(report, [warning] if warning else [])
-            if config.snapshots_every and ppo.batches_done % config.snapshots_every == 0:
-                folder = snapshot_folder(output, ppo.batches_done)
-                _publish(folder, copy.deepcopy(learner), config, tokenizer)
+        report.progress(ppo.batches_done, config.batches, metrics)
+        _tell(report, [warning] if warning else [])
+        if config.snapshots_every and ppo.batches_done % config.snapshots_every == 0:
+            folder = snapshot_folder(output, ppo.batches_done)
+            sharded = config.sharding == "full"
+            _publish(folder, learner if sharded else copy.deepcopy(learner), config, tokenizer)
         if ppo.batches_done % config.checkpoint_every == 0:
             log.settle()
             _checkpoint(ppo, checkpoints)
     log.settle()
-    if main:
-        _tell(report, [*_ending(ppo), *watch.summary()])
-        _publish(output, learner, config, tokenizer)
+    _tell(report, [*_ending(ppo), *watch.summary()])
+    _publish(output, learner, config, tokenizer)
     return metrics
 
 
@@ -130,9 +131,10 @@ def _publish(
     config: PPOConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Leave the policy as a model; ``learner`` is used up."""
+    """Leave the policy as a model; ``learner`` is used up. Called by every process."""
     published, adapter = finished(learner, config)
-    save_model(directory, published, tokenizer, adapter=adapter)
+    if rank() == 0:
+        save_model(directory, published, tokenizer, adapter=adapter)
 
 
 def _ending(ppo: PPO) -> list[str]:
@@ -170,17 +172,21 @@ def _build(
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable()
     try:
+        policy = Policy(lm)
+        if config.sharding == "full":
+            # at once: as long as it is whole each process has all of it in the machine's memory
+            shard(policy, lm, config)
         device = torch.device(sources.reward_device or accelerator.device)
         model = _reward_model(config, sources.reward_model, device)
         test_model = _reward_model(config, sources.test_model, device)
         value = None
         if config.has_value_network:
             value = _value_network(config, base_model, tokenizer, model)
-        policy = Policy(lm)
+        reference = WithoutAdapter(policy) if config.lora else _reference(base_model, config)
         return PPO(
             config,
             policy=policy,
-            reference=WithoutAdapter(policy) if config.lora else Policy(_frozen_copy(lm, config)),
+            reference=reference,
             value=value,
             reward=reward_of(config, sources, model, test_model, tokenizer, messages),
             prompts=prompts,
@@ -194,10 +200,11 @@ def _build(
         raise ConfigError(f"rl: {error}") from error
 
 
-def _frozen_copy(model: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
-    copied = copy.deepcopy(model)
-    copied.to(dtype=frozen_dtype(config))  # type: ignore[call-arg]  # transformers' wrapper
-    return copied
+def _reference(base_model: str, config: PPOConfig) -> Policy:
+    found = Policy(load_causal_lm(base_model, dtype=frozen_dtype(config)))
+    if config.sharding == "full":
+        shard(found, found.lm, config)
+    return found
 
 
 def _check_context(
@@ -251,6 +258,10 @@ def _value_network(
         attach(value.trunk, config.lora, task=None, key="rl.lora")
     if full and config.gradient_checkpointing:
         value.trunk.gradient_checkpointing_enable()
+    if full and config.sharding == "full":
+        # a frozen trunk is the reward model's, which stays whole on every process
+        shard(value, value.trunk, config, exact=value.head)
+        register_fsdp_forward_method(value, "features")
     return value
 
 

@@ -181,10 +181,11 @@ class ServicesConfig(Settings):
     a run slows down to what its services can do in this time, but one that a single call cannot
     keep ends it."""
     training_threads: PositiveInt | None = None
-    """CPU threads of a training stage, 1 or more. None: all cores."""
+    """CPU threads of a training stage, of all its processes together, 1 or more. None: all
+    cores."""
     reward_device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d{1,3})?)$")
     """Device of the reward model in the stage rl: cpu, cuda, or cuda:N for one of several. None:
-    the policy's."""
+    the policy's; with several processes it has to be."""
     release_for_training: bool = False
     """Stop what the run has started while a model is trained, so that its memory is free, and
     start it again after. For accelerators that cannot hold both."""

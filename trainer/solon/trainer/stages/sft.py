@@ -82,18 +82,19 @@ def train_sft(
         )
     if len(kept) < len(turns):
         report.message(f"{len(turns) - len(kept)} of {len(turns)} records exceed sft.max_length")
-    arguments = trainer_arguments(config, checkpoints=checkpoints, seed=seed)
     set_seed(seed % 2**32)  # of the adapters
     learner = prepared(model, config, task="CAUSAL_LM", key="sft")
     trainer = _Trainer(
         model=learner,
-        args=TrlSftConfig(**arguments, packing=False),
+        args=trainer_arguments(
+            TrlSftConfig, config, checkpoints=checkpoints, seed=seed, packing=False
+        ),
         train_dataset=in_order(_dataset(kept), [len(turn.ids) for turn in kept], config, seed),
         processing_class=tokenizer,
     )
     train(trainer, report)
+    published, adapter = finished(learner, config)
     if trainer.is_world_process_zero():
-        published, adapter = finished(learner, config)
         save_model(output, published, tokenizer, adapter=adapter)
     summary = trainer.state.log_history[-1]
     return {

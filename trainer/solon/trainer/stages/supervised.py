@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
@@ -21,9 +22,11 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from solon.trainer.sharding import plugin_arguments, shard_anywhere
 from solon.trainer.stages.modeling import batch_order
 from solon.trainer.training import Report, TrainingSettings
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 _COMPLETE = "complete"
 """A file that a checkpoint gets last."""
 _LOGGED = {
@@ -42,9 +45,27 @@ _LOGGED = {
 
 
 def trainer_arguments(
-    settings: TrainingSettings, *, checkpoints: Path, seed: int
-) -> dict[str, Any]:
-    """Keyword arguments for any of TRL's configuration classes."""
+    kind: type[Arguments], settings: TrainingSettings, *, checkpoints: Path, seed: int, **more: Any
+) -> Arguments:
+    """The arguments of one of TRL's trainers.
+
+    Args:
+        kind: Their class.
+        settings: Of the stage.
+        checkpoints: A directory of this stage alone.
+        seed: In [0, 2**64).
+        more: What only this class has.
+    """
+    made = kind(**_shared(settings, checkpoints, seed), **more)
+    if made.n_gpu > 1:
+        # every device has its process: transformers would drive all of them from this one
+        made._n_gpu = 1
+    if settings.sharding == "full":
+        made.fsdp_plugin_args = plugin_arguments(settings)
+    return made
+
+
+def _shared(settings: TrainingSettings, checkpoints: Path, seed: int) -> dict[str, Any]:
     steps = settings.batch_size // (settings.micro_batch_size * settings.processes)
     return {
         "output_dir": str(checkpoints),
@@ -72,6 +93,10 @@ def trainer_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "max_length": None,  # too long records are gone already
         "dataset_num_proc": None,
+        # else each process would keep the gradients of all weights from pass to pass
+        "accelerator_config": {
+            "gradient_accumulation_kwargs": {"sync_each_batch": settings.sharding == "full"}
+        },
     }
 
 
@@ -98,6 +123,14 @@ class WholeCheckpoints(Trainer):
 
     _metrics: dict[str, Any]
     """TRL's: mode -> name -> values since the last row."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Learn that the network is sharded, also where accelerate would not do it."""
+        Trainer.create_accelerator_and_postprocess(self)
+        asked = self.args.fsdp_plugin_args
+        if asked is not None and not self.is_fsdp_enabled:
+            shard_anywhere(self.accelerator, FullyShardedDataParallelPlugin(**asked))
+            self.is_fsdp_enabled = True
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
