@@ -120,6 +120,8 @@ def train_rl(
             log.settle()
             _checkpoint(ppo, checkpoints)
     log.settle()
+    # once there is a model nothing is made again: so the episodes of all processes come first
+    ppo.accelerator.wait_for_everyone()
     _tell(report, [*_ending(ppo), *watch.summary()])
     _publish(output, learner, config, tokenizer)
     return metrics
