@@ -110,8 +110,8 @@ def make_models(work: Path) -> dict[str, Path]:
     train_reward(
         RewardConfig(learning_rate=5e-4, batch_size=32),
         base_model=str(paths["model"]),
-        data=pairs,
-        test_data=work / "none",
+        data=[pairs],
+        test_data=[],
         output=paths["reward"],
         checkpoints=work / "checkpoints" / "reward",
         seed=0,

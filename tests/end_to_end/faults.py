@@ -176,7 +176,9 @@ def where(folder: Path) -> str:
 def differences(ours: Path, theirs: Path) -> list[str]:
     """Everything in which two runs differ, but for times."""
     found = []
-    for name, schema in RECORDS.items():
+    later = {path.name: PREFERENCES for path in theirs.glob("preferences-*")}
+    later |= {path.name: EPISODES for path in theirs.glob("rl-*")}
+    for name, schema in (RECORDS | later).items():
         left, right = (
             sorted(RunDirectory(str(run)).parts(name, schema).records(), key=_id)
             for run in (ours, theirs)
@@ -194,7 +196,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
             found.append(f"{path.relative_to(theirs)}: the rows differ")
     found += [
         f"models/{model}: the weights differ"
-        for model in ("sl", "reward", "rl")
+        for model in sorted(path.name for path in (theirs / "models").iterdir())
         if weights_digest(ours / "models" / model) != weights_digest(theirs / "models" / model)
     ]
     if metrics(ours) != metrics(theirs):

@@ -15,6 +15,7 @@ import pytest
 
 from solon.trainer.launch.local import Done, Note, Progress, StageEvent, StageFailed, run_stage
 from solon.trainer.launch.stages import run_worker
+from solon.trainer.steps import Step
 
 
 class Stage:
@@ -269,5 +270,5 @@ async def test_a_stage_dies_with_a_coordinator_that_is_killed(tmp_path: Path) ->
 
 async def test_a_stage_is_a_worker_process_with_its_log_in_the_run(tmp_path: Path) -> None:
     with pytest.raises(StageFailed) as caught:
-        await run_stage("no-such-stage", tmp_path, on_event=lambda event: None)
-    assert str(tmp_path / "logs" / "no-such-stage.log") in str(caught.value)
+        await run_stage(Step("evaluate"), tmp_path, on_event=lambda event: None)
+    assert str(tmp_path / "logs" / "evaluate.log") in str(caught.value)

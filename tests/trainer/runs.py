@@ -64,7 +64,7 @@ def pretend_trained(run: Path, *stages: str) -> None:
             folder.mkdir(parents=True)
             (folder / "config.json").write_text("{}")
             (folder / "model.safetensors").write_bytes(stage.encode())
-            state.finish(stage, 1.0, {"weight_version": f"{model}-0123456789ab"})  # type: ignore[arg-type]
+            state.finish(stage, 1.0, {"weight_version": f"{model}-0123456789ab"})
 
 
 COMMAND = "import sys; from solon.trainer.cli import main; sys.exit(main(sys.argv[1:]))"

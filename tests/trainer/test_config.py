@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from solon.trainer.config import (
     shipped_names,
     to_yaml,
 )
-from solon.trainer.course import stages_of
+from solon.trainer.course import stages_of, steps_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.settings import Settings
+from solon.trainer.stage_names import STAGES
 from solon.trainer.training import LoraSettings
 
 MINIMAL = """\
@@ -70,6 +72,24 @@ def test_a_run_may_have_some_of_the_stages_and_they_keep_their_order(tmp_path: P
     assert stages_of(config) == ("revisions", "sft")
     without_model = ["rl.reward.model=0", "rl.reward.judge=1", "stages=[reward, rl]"]
     assert stages_of(load_config(write(tmp_path, MINIMAL), without_model)) == ("rl",)
+
+
+def test_later_iterations_repeat_what_can_be_run(tmp_path: Path) -> None:
+    def steps(*overrides: str, done: Sequence[str] = ()) -> list[str]:
+        config = load_config(write(tmp_path, MINIMAL), ["iterations=2", *overrides])
+        return [step.name for step in steps_of(config, is_done=lambda step: step.name in done)]
+
+    second = ["preferences-2", "reward-2", "rl-2"]
+    assert steps() == [*STAGES[:-1], *second, "evaluate"]
+    assert steps("rl.algorithm=dpo", "stages=[preferences, reward, rl]") == [
+        *("preferences", "rl", "preferences-2", "rl-2"),
+    ]
+    # on a machine that trains nothing
+    labels = "stages=[revisions, preferences]"
+    assert steps(labels) == ["revisions", "preferences"]
+    assert steps(labels, done=["rl"]) == ["revisions", "preferences", "preferences-2"]
+    assert steps("stages=[reward, rl]") == ["reward", "rl"]
+    assert steps("stages=[reward, rl]", done=["preferences-2"]) == ["reward", "rl", *second[1:]]
 
 
 def test_what_is_saved_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
@@ -251,6 +271,15 @@ BROKEN = [
     (
         "services: {reward_device: 'cuda:1'}\nrl: {value_network: head}\n",
         ["services.reward_device: expected null", "'cuda:1'", "to 'full'"],
+    ),
+    ("iterations: 9\n", ["config.yml:7: iterations: ", "less than or equal to 8", "got 9"]),
+    (
+        "iterations: 2\nrl: {reward: {model: 0, judge: 1}}\n",
+        ["iterations: expected 1 with rl.reward.model 0", "got 2"],
+    ),
+    (
+        "iterations: 2\npreferences: {source: revisions}\n",
+        ["iterations: expected 1 with preferences.source 'revisions'", "got 2"],
     ),
     ("services: {judge: {device: gpu}}\n", ["services.judge.device: ", "'gpu'", "cuda:N"]),
     ("seed: 1\nseed: 2\n", ["config.yml:8: key 'seed' was given before, at", "config.yml:7"]),

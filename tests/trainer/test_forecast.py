@@ -13,14 +13,16 @@ import pytest
 
 from solon.trainer.cli import main
 from solon.trainer.config import load_config
-from solon.trainer.course import together
+from solon.trainer.course import steps_of, together
 from solon.trainer.errors import ConfigError
 from solon.trainer.forecast import memory
 from solon.trainer.forecast.hardware import GIB, KNOWN, generation_seconds, training_seconds
 from solon.trainer.forecast.lengths import Tokens
 from solon.trainer.forecast.memory import Learning
 from solon.trainer.forecast.models import Model, describe, find
-from solon.trainer.state import STAGES, RunState
+from solon.trainer.stage_names import STAGES
+from solon.trainer.state import RunState
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
@@ -134,10 +136,13 @@ def test_time_is_work_by_what_a_device_can_do() -> None:
 
 
 def test_services_are_shared_until_a_training_stage_if_they_make_room_for_it() -> None:
-    assert together(load_config("sandbox-tiny"), STAGES) == STAGES
-    config = load_config("sandbox-tiny", ["services.release_for_training=true"])
-    assert together(config, STAGES) == ("preflight", "revisions")
-    assert together(config, STAGES[4:]) == ("reward", "rl")
+    steps = steps_of(load_config("sandbox-tiny"))
+    assert together(load_config("sandbox-tiny"), steps) == steps
+    config = load_config("sandbox-tiny", ["services.release_for_training=true", "iterations=2"])
+    steps = steps_of(config)
+    assert together(config, steps) == steps[:2]
+    assert together(config, steps[4:]) == (Step("reward"), Step("rl"))
+    assert together(config, steps[6:]) == (Step("preferences", 2),)
 
 
 def test_without_a_tokenizer_a_token_is_four_characters() -> None:
@@ -170,6 +175,27 @@ def test_a_dry_run_resolves_and_estimates_everything_and_starts_nothing(
     assert {one["stage"] for one in found["training"]} == {"sft", "reward", "rl"}
     assert {use["stage"] for use in found["memory"]} == set(STAGES)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_every_iteration(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def counted(*overrides: str) -> tuple[dict[Any, int], dict[str, int]]:
+        found = dry(capsys, *plan, *overrides)
+        calls = {(one["stage"], one["role"]): one["calls"] for one in found["calls"]}
+        return calls, {one["stage"]: one["tokens"] for one in found["training"]}
+
+    calls, tokens = counted()
+    more_calls, more_tokens = counted("iterations=2")
+    for role in ("policy", "judge"):
+        assert more_calls["preferences", role] == 2 * calls["preferences", role]
+    assert more_calls["revisions", "critic"] == calls["revisions", "critic"]
+    # one model more
+    assert 3 * more_calls["evaluate", "policy"] == 4 * calls["evaluate", "policy"]
+    assert more_tokens["rl"] == 2 * tokens["rl"]
+    # on the first iteration's pairs, and on those of both
+    assert more_tokens["reward"] == pytest.approx(3 * tokens["reward"], rel=0.05)
+    assert more_tokens["sft"] == tokens["sft"]
 
 
 def test_dpo_is_planned_on_the_pairs_with_a_reference_and_no_reward_model(

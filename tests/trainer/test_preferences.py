@@ -330,6 +330,28 @@ def test_a_panel_votes_and_a_judge_that_fails_is_counted_and_has_no_vote(
     assert "panel: response" in shown
 
 
+def test_in_a_second_iteration_what_rl_left_answers_the_same_prompts_anew(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = prepared(config, tmp_path / "two", few(config), "iterations=2")
+    assert main(["preferences", str(run)]) == 0
+    assert "preferences-2: waits for rl" in capsys.readouterr().err
+    pretend_trained(run, "rl")
+    assert main(["preferences", str(run)]) == 0
+    assert "preferences: done before" in capsys.readouterr().err
+    first, second = (records(run, name, PREFERENCES) for name in ("preferences", "preferences-2"))
+    assert [row["id"] for row in first] == [row["id"] for row in second]
+    assert {row["policy"]["weight_version"] for row in first} == {"sl-0123456789ab"}
+    assert {row["policy"]["weight_version"] for row in second} == {"rl-0123456789ab"}
+    assert not {row["seed"] for row in first} & {row["seed"] for row in second}
+    (pair, *_) = pq.read_table(run / "export/preferences-2/train.parquet").to_pylist()
+    assert pair["id"].endswith(":i2")
+    assert main(["explain", str(run), pair["id"]]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "weights rl-0123456789ab" in shown
+    assert f"export/preferences-2/train {pair['id']}" in shown
+
+
 def test_the_data_is_the_same_whatever_the_replicas_the_concurrency_and_the_interruptions(
     config: Path, tmp_path: Path, judge: Judge
 ) -> None:

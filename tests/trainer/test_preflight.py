@@ -28,6 +28,7 @@ from solon.trainer.stages.context import StageContext
 from solon.trainer.stages.detection import area_under_roc, figures
 from solon.trainer.stages.preflight_settings import PreflightConfig, asked_by
 from solon.trainer.state import RunState
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
 from tests.trainer.runs import records, served, start
 
@@ -258,6 +259,7 @@ async def test_a_critic_without_log_probabilities_is_told_of_not_passed(tmp_path
 
     def context(mode: str, notes: Notes) -> StageContext:
         return StageContext(
+            step=Step("preflight"),
             config=load_config("sandbox-tiny", [f"preflight.mode={mode}"]),
             run=RunDirectory(str(tmp_path)),
             constitution=constitution,

@@ -15,16 +15,19 @@ from solon.constitution import load, resolve
 from solon.trainer.cli import main
 from solon.trainer.config import OPERATIONAL, RunConfig, load_config
 from solon.trainer.console import RunConsole
+from solon.trainer.course import steps_of
 from solon.trainer.fleet import Weights
-from solon.trainer.lineage import READS, claimed, model_digest, stage_key
+from solon.trainer.lineage import READS, claimed, decided_by, model_digest, step_key
 from solon.trainer.pipeline import Pipeline, own_fleet
 from solon.trainer.plan import read_prompts
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, REVISIONS
 from solon.trainer.session import open_session
 from solon.trainer.settings import Settings
+from solon.trainer.stage_names import STAGES, Stage
 from solon.trainer.stages import evaluate, preferences, revisions
 from solon.trainer.stages.context import StageContext, Summary
-from solon.trainer.state import STAGES, Origin, RunState, Stage, StageKey
+from solon.trainer.state import Origin, RunState, StageKey
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
 from tests.trainer.runs import HELPFUL, RED, pretend_trained, records
 
@@ -54,7 +57,10 @@ def test_every_key_that_can_change_a_result_belongs_to_a_stage() -> None:
     missing = [
         key
         for key in keys
-        if not is_operational(key) and not any(claimed(stage, key) for stage in STAGES)
+        if not is_operational(key)
+        # says how many steps there are, and changes none of them
+        and key != "iterations"
+        and not any(claimed(stage, key) for stage in STAGES)
     ]
     assert not missing, "say in lineage.READS which stage reads them"
     for stage, reads in READS.items():
@@ -62,16 +68,16 @@ def test_every_key_that_can_change_a_result_belongs_to_a_stage() -> None:
             assert any(key == named or key.startswith(named + ".") for key in keys), (stage, named)
 
 
-def keys_of(*overrides: str) -> dict[Stage, StageKey]:
+def keys_of(*overrides: str) -> dict[str, StageKey]:
     config = load_config("sandbox-tiny", overrides)
     prompts = read_prompts(config, STAGES)
-    found: dict[Stage, StageKey] = {}
-    for stage in STAGES:
-        before = {one: found[one] for one in READS[stage].stages}
-        made = stage_key(stage, config, load(resolve(config.constitution)), prompts, before)
+    found: dict[Step, StageKey] = {}
+    for step in steps_of(config):
+        before = {one: found[one] for one in decided_by(config, step)}
+        made = step_key(step, config, load(resolve(config.constitution)), prompts, before)
         assert made is not None
-        found[stage] = made
-    return found
+        found[step] = made
+    return {step.name: key for step, key in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +99,7 @@ def keys_of(*overrides: str) -> dict[Stage, StageKey]:
         ),
         ("preferences.chain_of_thought={}", {"preferences", "reward", "rl", "evaluate"}),
         ("evaluate.judge_pairs=5", {"evaluate"}),
+        ("iterations=2", set()),
     ],
 )
 def test_a_changed_value_changes_the_stages_that_read_it_and_those_after_them(
@@ -100,6 +107,21 @@ def test_a_changed_value_changes_the_stages_that_read_it_and_those_after_them(
 ) -> None:
     before, after = keys_of(), keys_of(override)
     assert {stage for stage in STAGES if before[stage].result != after[stage].result} == changed
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("rl.episodes=96", {"rl", "preferences-2", "reward-2", "rl-2"}),
+        ("evaluate.judge_pairs=5", {"evaluate"}),
+        ("iterations=3", {"preferences-3", "reward-3", "rl-3"}),
+    ],
+)
+def test_a_later_iteration_changes_with_what_the_one_before_left(
+    override: str, changed: set[str]
+) -> None:
+    before, after = keys_of("iterations=2"), keys_of("iterations=2", override)
+    assert {name for name in after if before.get(name) != after[name]} == changed
 
 
 def test_what_is_made_of_the_records_is_not_what_decides_them() -> None:
@@ -285,6 +307,7 @@ async def test_a_stage_reads_no_key_that_it_does_not_claim(first: Path, config: 
                 with RunConsole().stage(stage) as progress:
                     await run(
                         StageContext(
+                            step=Step(stage),
                             config=watched(settings, seen),
                             run=session.run,
                             constitution=session.constitution,

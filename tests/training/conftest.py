@@ -210,8 +210,8 @@ def train_on_pairs(
         metrics = train(
             config,
             base_model=str(base_model),
-            data=run_dir / "export/preferences/train.parquet",
-            test_data=run_dir / "export/preferences/test.parquet",
+            data=[run_dir / "export/preferences/train.parquet"],
+            test_data=[run_dir / "export/preferences/test.parquet"],
             output=run_dir / "models" / name,
             checkpoints=run_dir / "checkpoints" / name,
             seed=3,

@@ -60,7 +60,7 @@ def train(
         else:
             train, test = (export / f"preferences/{split}.parquet" for split in ("train", "test"))
             config = RewardConfig(**settings)
-            metrics = train_reward(config, data=train, test_data=test, **common)
+            metrics = train_reward(config, data=[train], test_data=[test], **common)
         return metrics, run_dir / "models" / name
 
     return run

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from solon.trainer.config import load_config
 from solon.trainer.course import needs, roles, stages_of
+from solon.trainer.stage_names import STAGES
 from solon.trainer.stages.dpo import implied_logit, preference_loss, train_dpo
 from solon.trainer.stages.modeling import ChatEncoder, Turn
 from solon.trainer.stages.pairs import read_pairs
-from solon.trainer.state import STAGES
+from solon.trainer.steps import Step
 from solon.trainer.training import DpoConfig, LoraSettings
 
 SETTINGS: dict[str, Any] = {
@@ -58,7 +59,7 @@ def test_a_margin_that_means_the_label_has_the_least_loss(loss: Any) -> None:
 def test_a_run_with_dpo_has_no_reward_stage_and_learns_from_the_preferences() -> None:
     config = load_config("sandbox-tiny", ["rl.algorithm=dpo"])
     assert [stage for stage in STAGES if stage not in stages_of(config)] == ["reward"]
-    assert needs(config, "rl") == ("sft", "preferences")
+    assert needs(config, Step("rl")) == (Step("sft"), Step("preferences"))
     assert roles(config, "rl") == frozenset()
 
 
@@ -112,7 +113,7 @@ def test_an_interrupted_dpo_ends_in_the_same_model_which_prefers_what_the_judge_
     lm, sl = (AutoModelForCausalLM.from_pretrained(path) for path in (found, base_model))
     test = run_dir / "export/preferences/test.parquet"
     assert pq.read_metadata(test).num_rows == whole["test_pairs"]
-    for pair in read_pairs(test, ChatEncoder(tokenizer, [tokenizer.eos_token_id])):
+    for pair in read_pairs([test], ChatEncoder(tokenizer, [tokenizer.eos_token_id])):
         turns = (pair.chosen, pair.rejected)
         ratios = [log_probability(lm, turn) - log_probability(sl, turn) for turn in turns]
         if config.loss == "ipo":

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from solon.trainer.launch.local import Progress, StageEvent, StageFailed, run_stage
-from solon.trainer.store import EPISODES_FOLDER
+from solon.trainer.steps import Step
 
 MODELS = {"sft": "sl", "reward": "reward", "rl": "rl"}
 Answer = dict[str, Any]
@@ -108,7 +108,7 @@ SHARDED = "processes: 2, sharding: full"
 def assert_same_episodes(one: Path, other: Path) -> None:
     columns = ["episode", "id", "seed", "place", "response", "reward"]
     ours, theirs = (
-        pq.read_table(run / EPISODES_FOLDER, columns=columns).sort_by("episode").to_pylist()
+        pq.read_table(run / Step("rl").name, columns=columns).sort_by("episode").to_pylist()
         for run in (one, other)
     )
     assert len(ours) == 48
@@ -175,7 +175,7 @@ async def test_a_rank_that_is_killed_ends_the_stage_which_goes_on_to_the_same_we
             assert first.is_running()
 
     with pytest.raises(StageFailed, match=r"stage rl, rank 1 of 2 ended \(killed by SIGKILL"):
-        await run_stage("rl", run, on_event=kill_a_rank, processes=2, threads=2)
+        await run_stage(Step("rl"), run, on_event=kill_a_rank, processes=2, threads=2)
     assert ranks() == []
     again = forked("rl", run)
     assert again["codes"] == [0, 0]

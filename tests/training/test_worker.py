@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.schemas import EPISODES
 from solon.trainer.stages import worker
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
 
 
@@ -117,15 +118,25 @@ def test_dpo_needs_no_reward_model_and_leaves_what_rl_leaves(
     dpo = "dpo: {batch_size: 16, micro_batch_size: 8, log_every: 1}\n"
     saved.write_text(saved.read_text().replace("rl: {", "rl: {algorithm: dpo, ") + dpo)
     events = Events()
-    figures = worker._run("rl", run_dir, worker._Events(events), judges={})
+    figures = worker._run(Step("rl"), run_dir, worker._Events(events), judges={})
     assert figures["test_pairs"] == 12
     assert (run_dir / "models/rl/model.safetensors").exists()
     rows = metrics_rows(run_dir, "rl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["loss"] < 0.7
+    # a second iteration goes on from there, with pairs of its own
+    shutil.copytree(run_dir / "export/preferences", run_dir / "export/preferences-2")
+    shutil.rmtree(run_dir / "models/sl")
+    worker._run(Step("rl", 2), run_dir, worker._Events(events), judges={})
+    first, second = (
+        load_file(run_dir / f"models/{name}/model.safetensors") for name in ("rl", "rl-2")
+    )
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert [row["step"] for row in metrics_rows(run_dir, "rl-2")] == [1, 2, 3]
+    shutil.copytree(base_model, run_dir / "models/sl")
     (run_dir / "export/preferences/train.parquet").unlink()
     with pytest.raises(RunDirectoryError, match="what the preferences stage makes"):
-        worker._run("rl", run_dir, worker._Events(events), judges={})
+        worker._run(Step("rl"), run_dir, worker._Events(events), judges={})
 
 
 def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finished(
@@ -138,7 +149,7 @@ def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finish
     )
 
     def reward(events: Events) -> dict[str, float]:
-        return worker._run("reward", run_dir, worker._Events(events), judges={})
+        return worker._run(Step("reward"), run_dir, worker._Events(events), judges={})
 
     with pytest.raises(KilledError):
         reward(Events(until='"stage": "reward"'))

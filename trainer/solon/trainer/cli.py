@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from solon.trainer.config import RunConfig
     from solon.trainer.console import RunConsole
     from solon.trainer.pipeline import Pipeline
-    from solon.trainer.state import Stage
+    from solon.trainer.stage_names import Stage
 
 _STAGES = {
     "preflight": "measure on labelled responses whether the critic can see harm at all",
@@ -255,15 +255,15 @@ def _keys(options: argparse.Namespace) -> int:
 
 def _check(config: RunConfig, console: RunConsole) -> int:
     from solon.constitution import load, resolve  # noqa: PLC0415
-    from solon.trainer.course import stages_of  # noqa: PLC0415
+    from solon.trainer.course import steps_of  # noqa: PLC0415
     from solon.trainer.forecast.dry_run import summarised  # noqa: PLC0415
     from solon.trainer.plan import advice, check_inputs, read_prompts  # noqa: PLC0415
 
     constitution = load(resolve(config.constitution))
     check_inputs(config, constitution)
-    stages = stages_of(config)
-    prompts = read_prompts(config, stages)
-    for line in (*advice(constitution), *summarised(config, constitution, prompts, stages)):
+    steps = steps_of(config)
+    prompts = read_prompts(config, {step.stage for step in steps})
+    for line in (*advice(constitution), *summarised(config, constitution, prompts, steps)):
         console.say(line)
     console.say(f"{config.constitution}: {len(constitution.principles)} principles. All is well.")
     return 0
@@ -322,8 +322,9 @@ def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
         snapshots_table,
         times_sentence,
     )
+    from solon.trainer.course import steps_of  # noqa: PLC0415
+    from solon.trainer.stage_names import STAGES  # noqa: PLC0415
     from solon.trainer.stages.evaluate import RESULT_NAME  # noqa: PLC0415
-    from solon.trainer.state import STAGES  # noqa: PLC0415
 
     evaluation = pipeline.session.run.read_json(RESULT_NAME)
     if any(evaluation["models"].values()):
@@ -331,7 +332,8 @@ def _show_result(pipeline: Pipeline, console: RunConsole) -> None:
         if (on_its_way := snapshots_table(evaluation)) is not None:
             console.result(on_its_way)
     console.result(judge_sentence(evaluation))
-    console.result(times_sentence({stage: pipeline.state.seconds(stage) for stage in STAGES}))
+    steps = (step.name for step in steps_of(pipeline.session.config, STAGES))
+    console.result(times_sentence({name: pipeline.state.seconds(name) for name in steps}))
     root = pipeline.session.run.url
     console.result(f"Models: {root}/models  Figures: {root}/{RESULT_NAME}")
     # without a reward model, say, nothing is compared

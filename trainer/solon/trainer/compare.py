@@ -15,11 +15,13 @@ import rich.console
 from rich.table import Table
 
 from solon.constitution import Constitution
-from solon.trainer.config import differences
+from solon.trainer.config import RunConfig, differences
+from solon.trainer.course import steps_of
 from solon.trainer.explain import open_run
 from solon.trainer.session import saved_config, saved_constitution
+from solon.trainer.stage_names import STAGES
 from solon.trainer.stages.evaluate import RESULT_NAME
-from solon.trainer.state import STAGES, RunState
+from solon.trainer.state import RunState
 
 _Z = 1.959964
 """Of a normal distribution's middle 95 %."""
@@ -55,7 +57,10 @@ def compare(url_a: str, url_b: str) -> Difference:
     runs = [open_run(url) for url in (url_a, url_b)]
     first, second = (saved_config(run) for run in runs)
     kept = [saved_constitution(run) for run in runs]
-    counted = [dict(_figures(RunState(run))) for run in runs]
+    counted = [
+        dict(_figures(RunState(run), config))
+        for run, config in zip(runs, (first, second), strict=True)
+    ]
     measured = [run.read_json(RESULT_NAME) or {"models": {}, "judge": {}} for run in runs]
     return {
         "a": url_a,
@@ -107,13 +112,13 @@ def _principles(a: Constitution, b: Constitution) -> dict[str, Any]:
     }
 
 
-def _figures(state: RunState) -> Iterator[tuple[tuple[str, str], float]]:
-    """Every number that a stage counted, by stage and dotted name, and its seconds."""
-    for stage in STAGES:
-        if state.is_done(stage):
-            yield (stage, "seconds"), state.seconds(stage)
-            for name, value in _numbers("", state.summary(stage)):
-                yield (stage, name), value
+def _figures(state: RunState, config: RunConfig) -> Iterator[tuple[tuple[str, str], float]]:
+    """Every number that a step counted, by its name and a dotted one, and its seconds."""
+    for step in (one.name for one in steps_of(config, STAGES)):
+        if state.is_done(step):
+            yield (step, "seconds"), state.seconds(step)
+            for name, value in _numbers("", state.summary(step)):
+                yield (step, name), value
 
 
 def _numbers(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -30,6 +30,7 @@ from solon.trainer.stages.settings import (
     ServicesConfig,
     StoreConfig,
 )
+from solon.trainer.steps import MOST_ITERATIONS
 from solon.trainer.training import DpoConfig, RewardConfig, SftConfig
 from solon.trainer.yaml_source import KeyPath, YamlSource, override, parse
 
@@ -82,6 +83,15 @@ class RunConfig(Settings):
     stages: tuple[Stage, ...] = Field(default=STAGES, min_length=1)
     """What ``solon run`` runs, in the order of a run, such as ``[revisions, sft]``; what is left
     out another command, configuration or machine can do in the same run directory."""
+    iterations: int = Field(default=1, ge=1, le=MOST_ITERATIONS)
+    """How often ``preferences``, ``reward`` and ``rl`` are run one after the other, 1 to 8. From
+    the second time on not the SL model but the RL model of the time before answers the prompts, the
+    same ones with other seeds; a reward model is trained on the pairs of all iterations so far; and
+    RL starts from the SL model again, which stays the reference of its KL (iterated online RLHF,
+    Bai et al. 2022a, 2204.05862, section 4.5: new comparisons are mixed with those there are, and
+    new models trained). With ``rl.algorithm: dpo`` the last model goes on learning, from its own
+    pairs alone, kept close to what it was (as in Yuan et al. 2024, 2401.10020, section 2.4).
+    Folders and models of a later iteration have its number: ``preferences-2``, ``models/rl-2``."""
     run_dir: str | None = None
     """Where the run is written: a path or an fsspec URL. None: ``runs/`` and the config's name."""
     constitution: str
@@ -115,6 +125,23 @@ class RunConfig(Settings):
     @classmethod
     def _in_the_order_of_a_run(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         return tuple(stage for stage in STAGES if stage in stages)
+
+    @model_validator(mode="after")
+    def _iterations_have_pairs_of_their_own(self) -> RunConfig:
+        if self.iterations == 1:
+            return self
+        if self.rl.algorithm != "dpo" and not self.rl.has_reward_model:
+            raise ValueError(
+                "iterations: expected 1 with rl.reward.model 0, since the judge then scores every "
+                "response while the policy learns, and pairs of its responses would teach nobody; "
+                f"got {self.iterations!r}"
+            )
+        if self.preferences.source == "revisions":
+            raise ValueError(
+                "iterations: expected 1 with preferences.source 'revisions', which are the same in "
+                f"every iteration; got {self.iterations!r}: compare samples, or both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _given_comparisons_have_a_share(self) -> RunConfig:

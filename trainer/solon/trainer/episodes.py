@@ -14,25 +14,21 @@ from rich.table import Table
 
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.schemas import EPISODES
-from solon.trainer.store import EPISODES_FOLDER, Parts, Record, RunDirectory
+from solon.trainer.steps import Step
+from solon.trainer.store import Record, RunDirectory
 
 _PROMPTS = "rl_prompts/train"
 _MOST_CHARACTERS = 60
 """Of a response in the table of many."""
 
 
-def parts_of(run: RunDirectory) -> Parts:
-    """The episodes that a run has kept."""
-    return run.parts(EPISODES_FOLDER, EPISODES)
-
-
-def of_prompt(run: RunDirectory, prompt_id: str, wanted: str) -> list[dict[str, Any]]:
+def of_prompt(run: RunDirectory, step: Step, prompt_id: str, wanted: str) -> list[dict[str, Any]]:
     """The prompt's episodes in their order; one alone, if ``wanted`` is its id.
 
     Raises:
         StoreError: A record cannot be read.
     """
-    found = parts_of(run).where("prompt_id", prompt_id)
+    found = run.parts(step.name, EPISODES).where("prompt_id", prompt_id)
     found.sort(key=lambda record: int(record["episode"]))
     return [one for one in found if one["id"] == wanted] or found
 
@@ -61,20 +57,26 @@ def principles_of(episodes: Sequence[Record]) -> Iterator[str]:
 
 
 def show(
-    episodes: Sequence[Record], versions: Mapping[str, str], console: rich.console.Console
+    step: Step,
+    episodes: Sequence[Record],
+    versions: Mapping[str, str],
+    console: rich.console.Console,
 ) -> None:
     """For people: all of one episode, or a row of each of several.
 
     Args:
+        step: In which they were sampled.
         episodes: Of one prompt.
         versions: Trained model -> its weights.
         console: Where to.
     """
-    console.rule("episodes of RL", align="left")
+    console.rule(f"episodes of RL: {step.name}", align="left")
     start = versions.get("sl", "the SL model")
-    console.print(escape(f"rl@N: the policy, from {start}, after N batches"), soft_wrap=True)
+    console.print(
+        escape(f"{step.model}@N: the policy, from {start}, after N batches"), soft_wrap=True
+    )
     if len(episodes) == 1:
-        for line in _lines(episodes[0]):
+        for line in _lines(episodes[0], step.model):
             console.print(line, soft_wrap=True)
         return
     table = Table()
@@ -85,16 +87,16 @@ def show(
         text = one["response"]
         short = text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
         figures = (_figure(one[key]) for key in ("score", "kl", "reward", "advantage"))
-        table.add_row(f"e{one['episode']}", _policy(one), *figures, escape(short))
+        table.add_row(f"e{one['episode']}", _policy(one, step.model), *figures, escape(short))
     console.print(table)
 
 
-def _lines(one: Record) -> Iterator[str]:
+def _lines(one: Record, model: str) -> Iterator[str]:
     """All of an episode, as rich markup."""
     yield _said(
         f"e{one['episode']}",
-        f"{one['response']}  [{one['finish_reason']}, {one['tokens']} tokens, by {_policy(one)}, "
-        f"seed {one['seed']}, row {one['place']}]",
+        f"{one['response']}  [{one['finish_reason']}, {one['tokens']} tokens, by "
+        f"{_policy(one, model)}, seed {one['seed']}, row {one['place']}]",
     )
     for score in one["scores"]:
         counts = "watched" if score["weight"] is None else f"weight {score['weight']:g}"
@@ -132,9 +134,9 @@ def _judged(judgement: Record) -> Iterator[str]:
         )
 
 
-def _policy(one: Record) -> str:
+def _policy(one: Record, model: str) -> str:
     """As snapshots are called."""
-    return f"rl@{one['batch'] - 1}"
+    return f"{model}@{one['batch'] - 1}"
 
 
 def _figure(value: float | None) -> str:

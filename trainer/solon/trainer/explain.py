@@ -18,13 +18,16 @@ from rich.table import Table
 from solon.constitution import Principle
 from solon.trainer import episodes, given
 from solon.trainer.config import SAVED_NAME
+from solon.trainer.course import TRAINING, steps_of
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.schemas import EPISODES, EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
 from solon.trainer.session import saved_config, saved_constitution
+from solon.trainer.stage_names import Stage
 from solon.trainer.stages import evaluate, preference_export, revisions
 from solon.trainer.stages.rows import verdicts_of
 from solon.trainer.state import RunState
-from solon.trainer.store import EPISODES_FOLDER, Record, RunDirectory
+from solon.trainer.steps import MOST_ITERATIONS, Step
+from solon.trainer.store import Record, RunDirectory
 
 _MOST_LISTED = 20
 """Ids that are shown where none, or none that there is, was asked for."""
@@ -32,7 +35,8 @@ _MOST_LISTED = 20
 Explanation = dict[str, Any]
 """``id``, ``prompt``, ``origin``, ``revisions``, ``preferences`` (records or null), ``evaluation``,
 ``judged_pairs``, ``episodes`` and ``given`` comparisons (lists of records), ``exports`` (file ->
-rows), ``principles`` (id -> texts), ``versions`` (trained model -> its weights)."""
+rows), ``principles`` (id -> texts), ``versions`` (trained model -> its weights). Of later
+iterations ``preferences-2``, ``episodes-2`` and so on."""
 
 
 def open_run(url: str) -> RunDirectory:
@@ -63,17 +67,24 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
     """
     found = _prompt_id(run, wanted)
     made = next(iter(run.parts(revisions.FOLDER, REVISIONS).where("id", found)), None)
-    compared = next(iter(run.parts(preference_export.FOLDER, PREFERENCES).where("id", found)), None)
+    compared = {
+        step.name: next(iter(run.parts(step.name, PREFERENCES).where("id", found)), None)
+        for step in _each(run, "preferences")
+    }
     answered = run.parts(evaluate.RESPONSES_FOLDER, EVALUATION).where("prompt_id", found)
     judged = run.parts(evaluate.PAIRS_FOLDER, JUDGED_PAIRS).where("prompt_id", found)
-    sampled = episodes.of_prompt(run, found, wanted)
+    sampled = {
+        step.at("episodes"): episodes.of_prompt(run, step, found, wanted)
+        for step in _each(run, "rl")
+    }
     constitution = saved_constitution(run)
     used = [r["principle_id"] for r in (made or {}).get("rounds", ())]
-    pairs = [*(compared or {}).get("comparisons", ()), *(pair["comparison"] for pair in judged)]
+    pairs = [pair for of in compared.values() for pair in (of or {}).get("comparisons", ())]
+    pairs += [pair["comparison"] for pair in judged]
     used += [verdict["principle_id"] for pair in pairs for verdict in verdicts_of(pair)]
-    used += episodes.principles_of(sampled)
+    used += [name for of in sampled.values() for name in episodes.principles_of(of)]
     known_better = [row for row in _given(run) if given.prompt_id(row) == found]
-    possible = (made, compared, *answered, *known_better)
+    possible = (made, *compared.values(), *answered, *known_better)
     records: list[Record] = [record for record in possible if record is not None]
     known = records[0] if records else episodes.asked(run, found)
     return {
@@ -81,10 +92,10 @@ def explain(run: RunDirectory, wanted: str) -> Explanation:
         "prompt": known["prompt"],
         "origin": {key: known.get(key) for key in ("source", "row", "category")},
         "revisions": made,
-        "preferences": compared,
+        **compared,
         "evaluation": answered,
         "judged_pairs": judged,
-        "episodes": sampled,
+        **sampled,
         "given": known_better,
         "exports": _exports(run, made, compared),
         "principles": {
@@ -102,9 +113,9 @@ def ids(run: RunDirectory) -> dict[str, list[str]]:
     """
     folders = {
         revisions.FOLDER: (REVISIONS, "id"),
-        preference_export.FOLDER: (PREFERENCES, "id"),
+        **{step.name: (PREFERENCES, "id") for step in _each(run, "preferences")},
         evaluate.RESPONSES_FOLDER: (EVALUATION, "prompt_id"),
-        EPISODES_FOLDER: (EPISODES, "prompt_id"),
+        **{step.name: (EPISODES, "prompt_id") for step in _each(run, "rl")},
     }
     found = {
         name: sorted(set(run.parts(name, schema).column(key)))
@@ -114,7 +125,7 @@ def ids(run: RunDirectory) -> dict[str, list[str]]:
 
 
 def _given(run: RunDirectory) -> Iterator[dict[str, Any]]:
-    return given.rows(run, [preference_export.FOLDER])
+    return given.rows(run, [step.name for step in _each(run, "preferences")])
 
 
 def show(explanation: Explanation, console: rich.console.Console) -> None:
@@ -125,21 +136,33 @@ def show(explanation: Explanation, console: rich.console.Console) -> None:
     _say(console, "from", _origin(explanation))
     if (made := explanation["revisions"]) is not None:
         _show_revisions(made, explanation, console)
-    if (compared := explanation["preferences"]) is not None:
-        _show_preferences(compared, explanation, console)
+    for step in _shown(explanation, "preferences"):
+        folder = step.at("preferences")
+        _show_preferences(folder, explanation[folder], console)
     if explanation["exports"]:
         _show_exports(explanation, console)
     if explanation["given"]:
         given.show(explanation["given"], console)
-    if explanation["episodes"]:
-        episodes.show(explanation["episodes"], explanation["versions"], console)
+    for step in _shown(explanation, "episodes"):
+        episodes.show(step, explanation[step.at("episodes")], explanation["versions"], console)
     if explanation["evaluation"]:
         _show_evaluation(explanation, console)
 
 
+def _each(run: RunDirectory, stage: Stage) -> list[Step]:
+    """The stage in every iteration."""
+    return list(steps_of(saved_config(run), (stage,), is_done=lambda _: True))
+
+
+def _shown(explanation: Explanation, key: str) -> list[Step]:
+    """The iterations of which there is something."""
+    steps = [Step("rl", number) for number in range(1, MOST_ITERATIONS + 1)]
+    return [step for step in steps if explanation.get(step.at(key))]
+
+
 def _prompt_id(run: RunDirectory, wanted: str) -> str:
     known = sorted({one for of in ids(run).values() for one in of})
-    # rows that came of a prompt carry its id: PROMPT:r2, PROMPT:0-1, MODEL:PROMPT
+    # rows that came of a prompt carry its id: PROMPT:r2, PROMPT:0-1, PROMPT:0-1:i2, MODEL:PROMPT
     parts = [part for part in wanted.split(":") if part]
     exact = [one for one in known if one in parts]
     found = exact or [one for one in known if parts and one.startswith(parts[0])]
@@ -170,7 +193,7 @@ def _texts(principle: Principle) -> dict[str, str | None]:
 
 
 def _exports(
-    run: RunDirectory, made: Record | None, compared: Record | None
+    run: RunDirectory, made: Record | None, compared: Mapping[str, Record | None]
 ) -> dict[str, list[Mapping[str, Any]]]:
     """The rows for training that these records give, by the file in ``export`` that has them."""
     config = saved_config(run)
@@ -179,11 +202,13 @@ def _exports(
         left_out = revisions.surplus(run, config.revisions)
         examples = revisions.examples_of(made, config.revisions)
         found["sft/train"] = [row for row in examples if row["id"] not in left_out]
-    if compared is not None:
-        split = preference_export.split_of(compared["prompt"], config.preferences.test_share)
-        out = preference_export.copied(run, config.preferences.filters.max_copies)
-        pairs = (row for row in preference_export.pairs_of(compared) if row["id"] not in out)
-        found[f"preferences/{split}"] = list(pairs)
+    for step in _each(run, "preferences"):
+        if (record := compared[step.name]) is None:
+            continue
+        split = preference_export.split_of(record["prompt"], config.preferences.test_share)
+        out = preference_export.copied(run, step, config.preferences.filters.max_copies)
+        pairs = (row for row in preference_export.pairs_of(record, step) if row["id"] not in out)
+        found[f"{step.name}/{split}"] = list(pairs)
     return found
 
 
@@ -219,10 +244,8 @@ def _show_revisions(made: Record, explanation: Explanation, console: rich.consol
         _say(console, "revision", f"{one['revision']['text']}  [{one['revision_outcome']}]")
 
 
-def _show_preferences(
-    compared: Record, explanation: Explanation, console: rich.console.Console
-) -> None:
-    console.rule("preferences", align="left")
+def _show_preferences(folder: str, compared: Record, console: rich.console.Console) -> None:
+    console.rule(folder, align="left")
     if compared["policy"] is not None:
         _say(console, "samples by", _model(compared["policy"]))
     for index, response in enumerate(compared["responses"]):
@@ -333,8 +356,9 @@ def _origin(explanation: Explanation) -> str:
 
 def _versions(run: RunDirectory) -> dict[str, str]:
     state = RunState(run)
-    trained = {"sl": state.summary("sft"), "reward": state.summary("reward")}
-    trained["rl"] = state.summary("rl")
+    trained = {
+        step.model: state.summary(step.name) for step in steps_of(saved_config(run), TRAINING)
+    }
     return {model: of["weight_version"] for model, of in trained.items() if of}
 
 

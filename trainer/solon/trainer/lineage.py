@@ -17,10 +17,12 @@ from typing import Any
 
 from solon.constitution import Constitution
 from solon.trainer.config import OPERATIONAL, RunConfig, model_source
-from solon.trainer.course import stages_of
+from solon.trainer.course import used
 from solon.trainer.plan import PROMPTS_OF
 from solon.trainer.prompts import Prompt, PromptSet
-from solon.trainer.state import Stage, StageKey
+from solon.trainer.stage_names import Stage
+from solon.trainer.state import StageKey
+from solon.trainer.steps import ITERATED, Step
 
 _FORMAT = 1
 """Part of every key: raise it when a stage makes something else of the same configuration."""
@@ -35,7 +37,7 @@ class Reads:
     late: tuple[str, ...] = ()
     """Those of them that do not decide the stage's records, only what it makes of them then."""
     stages: tuple[Stage, ...] = ()
-    """Stages whose results it reads."""
+    """Stages whose results it reads: those of its own iteration, and sft's."""
 
 
 READS: Mapping[Stage, Reads] = {
@@ -120,33 +122,44 @@ READS: Mapping[Stage, Reads] = {
         ),
     ),
 }
-"""Every key that can change a result belongs to a stage; a test holds it."""
+"""Every key that can change a result belongs to a stage, but ``iterations``, which says how many
+steps there are and changes none of them; a test holds it."""
 
 
-def stage_key(
-    stage: Stage,
+def decided_by(config: RunConfig, step: Step) -> tuple[Step, ...]:
+    """The steps whose results decide this one's.
+
+    A later iteration has all of the one before in it, by what RL left there.
+    """
+    last = [Step("rl", step.iteration - 1)] if step.iteration > 1 else []
+    read = [one for one in READS[step.stage].stages if one in used(config)]
+    return (*(step.of(one) if one in ITERATED else Step(one) for one in read), *last)
+
+
+def step_key(
+    step: Step,
     config: RunConfig,
     constitution: Constitution,
     prompts: Mapping[str, PromptSet],
-    before: Mapping[Stage, StageKey | None],
+    before: Mapping[Step, StageKey | None],
 ) -> StageKey | None:
-    """What the stage's result is decided by; None if that is not known of a stage before it.
+    """What the step's result is decided by; None if that is not known of a step before it.
 
     Args:
-        stage: Which.
+        step: Which.
         config: The run's.
         constitution: The run's.
         prompts: At least those that the stage uses.
-        before: The keys of the stages whose results it reads.
+        before: The keys of at least the steps ``decided_by`` names.
 
     Raises:
         OSError: A model's files cannot be read.
     """
-    reads = READS[stage]
-    results = [before[one] for one in reads.stages if one in stages_of(config)]
-    found = _values(stage, config, constitution, prompts)
+    reads = READS[step.stage]
+    results = [before[one] for one in decided_by(config, step)]
+    found = _values(step.stage, config, constitution, prompts)
     values = _without(found, reads.late)
-    records = _digest([_FORMAT, stage, values, [key and key.result for key in results]])
+    records = _digest([_FORMAT, step.name, values, [key and key.result for key in results]])
     if None in results:
         return None
     late = {key: found.get(key) or _value(key, config, constitution) for key in reads.late}

@@ -17,21 +17,23 @@ from typing import Any
 
 from solon import tracing
 from solon.trainer.console import RunConsole, StageProgress
-from solon.trainer.course import learns_by, needs, roles, stages_of, together
+from solon.trainer.course import learns_by, needs, roles, steps_of, together
 from solon.trainer.errors import RunDirectoryError
 from solon.trainer.fleet import Fleet, Weights, open_fleet
 from solon.trainer.forecast.dry_run import summarised
 from solon.trainer.launch.local import Done, Note, Progress, Role, StageEvent, run_stage
-from solon.trainer.lineage import READS, stage_key
+from solon.trainer.lineage import decided_by, step_key
 from solon.trainer.plan import advice, check_inputs, read_prompts
 from solon.trainer.prompts import PromptSet
 from solon.trainer.reuse import Reuse
 from solon.trainer.schemas import RL_PROMPTS_EXPORT
 from solon.trainer.session import Session
 from solon.trainer.snapshots import snapshot_folders
+from solon.trainer.stage_names import Stage
 from solon.trainer.stages import evaluate, preferences, preflight, revisions, rows
 from solon.trainer.stages.context import StageContext, Summary
-from solon.trainer.state import STAGES, RunState, Stage, StageKey
+from solon.trainer.state import RunState, StageKey
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
 from solon.trainer.trained import answering, weights_of
 
@@ -44,8 +46,6 @@ _DATA_STAGES: Mapping[Stage, Callable[[StageContext], Awaitable[Summary]]] = {
     "preferences": preferences.run,
     "evaluate": evaluate.run,
 }
-_MODEL_OF: Mapping[Stage, str] = {"sft": "sl", "reward": "reward", "rl": "rl"}
-"""Training stage -> the model that it leaves in ``models/``."""
 
 
 class Pipeline:
@@ -84,18 +84,22 @@ class Pipeline:
     async def run(self, stages: Sequence[Stage] | None = None) -> None:
         """Run those of the stages that are not done, in the order of a run.
 
-        ``stages``: None: all that the configuration has.
+        With several iterations each of a stage's that can be run: see ``course.steps_of``.
+
+        Args:
+            stages: None: all that the configuration has.
 
         Raises:
             TrainerError: Something the user can put right, or models that are not good enough.
             LaunchError: A service or a training stage did not stay up.
             SolonError: A service failed for longer than the configuration is patient.
         """
-        stages = stages_of(self._config) if stages is None else stages
-        todo = self._todo(stages)
-        for stage in stages:
-            if self.state.is_done(stage) and stage not in todo:
-                self._console.say(f"{stage}: done before")
+        steps = steps_of(self._config, stages, is_done=self._is_done)
+        todo = self._todo(steps)
+        self._tell_what_waits(steps, stages)
+        for step in steps:
+            if self._is_done(step) and step not in todo:
+                self._console.say(f"{step.name}: done before")
         if not todo:
             return
         prompts = self._prepare(todo)
@@ -103,121 +107,133 @@ class Pipeline:
             span.set_attribute("solon.constitution_digest", self.session.constitution.digest)
             async with AsyncExitStack() as services:
                 fleet: Fleet | None = None
-                sharing: Sequence[Stage] = ()
-                for number, stage in enumerate(todo):
-                    key = await self._key(stage, prompts)
-                    if self._takes(stage, key):
+                sharing: Sequence[Step] = ()
+                for number, step in enumerate(todo):
+                    key = await self._key(step, prompts)
+                    if self._takes(step, key):
                         continue
-                    if stage not in sharing:
+                    if step not in sharing:
                         await services.aclose()
                         fleet, sharing = None, together(self._config, todo[number:])
-                    if roles(self._config, stage) and fleet is None:
+                    if roles(self._config, step.stage) and fleet is None:
                         left = [one for one in todo[number:] if one in sharing]
                         fleet = await services.enter_async_context(self._opened(left))
-                    await self._run_stage(stage, prompts, fleet, key)
+                    await self._run_step(step, prompts, fleet, key)
 
-    def _opened(self, stages: Sequence[Stage]) -> AbstractAsyncContextManager[Fleet]:
-        wanted = frozenset(role for stage in stages for role in roles(self._config, stage))
+    def _tell_what_waits(self, steps: Sequence[Step], stages: Sequence[Stage] | None) -> None:
+        every = steps_of(self._config, stages, is_done=lambda _: True)
+        if waiting := [step for step in every if step not in steps]:
+            missing = [one.name for one in needs(self._config, waiting[0]) if one not in steps]
+            self._console.say(f"{waiting[0].name}: waits for {', '.join(missing)}")
+
+    def _is_done(self, step: Step) -> bool:
+        return self.state.is_done(step.name)
+
+    def _opened(self, steps: Sequence[Step]) -> AbstractAsyncContextManager[Fleet]:
+        wanted = frozenset(role for step in steps for role in roles(self._config, step.stage))
         if not self._quiet:
             self._console.say(f"services: {', '.join(sorted(wanted))}")
         return self._fleets(self.session, wanted)
 
-    async def _key(self, stage: Stage, prompts: Mapping[str, PromptSet]) -> StageKey | None:
-        before = {one: self.state.key(one) for one in READS[stage].stages}
+    async def _key(self, step: Step, prompts: Mapping[str, PromptSet]) -> StageKey | None:
+        before = {one: self.state.key(one.name) for one in decided_by(self._config, step)}
         # in a thread: it may read large models, while services are kept alive here
         return await asyncio.to_thread(
-            stage_key, stage, self._config, self.session.constitution, prompts, before
+            step_key, step, self._config, self.session.constitution, prompts, before
         )
 
-    def _takes(self, stage: Stage, key: StageKey | None) -> bool:
-        """Take the stage over from a source that has it; whether one had."""
-        if self._reuse is None or stage in ("preflight", "evaluate"):
+    def _takes(self, step: Step, key: StageKey | None) -> bool:
+        """Take the step over from a source that has it; whether one had."""
+        if self._reuse is None or step.stage in ("preflight", "evaluate"):
             return False
-        origin = self._reuse.take(stage, key)
+        origin = self._reuse.take(step, key)
         if origin is not None:
             what = "as" if origin.whole else "of the records that"
-            self._console.say(f"{stage}: {what} {origin.run} has ({origin.seconds:.1f} s there)")
+            self._console.say(
+                f"{step.name}: {what} {origin.run} has ({origin.seconds:.1f} s there)"
+            )
             return origin.whole
         if self._quiet:
             return False
-        for line in self._reuse.why_not(stage):
+        for line in self._reuse.why_not(step):
             self._console.say(line)
         return False
 
-    def _todo(self, stages: Sequence[Stage]) -> list[Stage]:
-        todo = [stage for stage in STAGES if stage in stages and not self.state.is_done(stage)]
-        if "preflight" in todo and not self._wants_preflight(stages):
-            todo.remove("preflight")
-        if "evaluate" in stages and "evaluate" not in todo:
+    def _todo(self, steps: Sequence[Step]) -> list[Step]:
+        todo = [step for step in steps if not self._is_done(step)]
+        preflight, evaluate = Step("preflight"), Step("evaluate")
+        if preflight in todo and not self._wants_preflight(steps):
+            todo.remove(preflight)
+        if evaluate in steps and evaluate not in todo:
             measured = self.state.summary("evaluate").get("models")
             # a model that was trained since then has not been measured
             if todo or measured != answering(self._config, self.state):
-                todo.append("evaluate")
+                todo.append(evaluate)
         return todo
 
-    def _wants_preflight(self, stages: Sequence[Stage]) -> bool:
+    def _wants_preflight(self, steps: Sequence[Step]) -> bool:
         """Unless it is what was asked for, only before the critic's work has begun."""
-        return list(stages) == ["preflight"] or not self.state.is_done("revisions")
+        return list(steps) == [Step("preflight")] or not self.state.is_done("revisions")
 
-    def _prepare(self, todo: Sequence[Stage]) -> dict[str, PromptSet]:
+    def _prepare(self, todo: Sequence[Step]) -> dict[str, PromptSet]:
         """Find out now what would stop the run later."""
         check_inputs(self._config, self.session.constitution)
-        for stage in todo:
-            if stage not in ("preflight", "revisions", "evaluate"):
+        for step in todo:
+            if step.stage not in ("preflight", "revisions", "evaluate"):
                 _ = self._run.local
-            needed = needs(self._config, stage)
-            missing = [n for n in needed if n not in todo and not self.state.is_done(n)]
+            needed = needs(self._config, step)
+            missing = [n for n in needed if n not in todo and not self._is_done(n)]
             if missing:
                 raise RunDirectoryError(
-                    f"{self._run.url}: {stage} needs the stage {missing[0]}, which is not done; "
-                    f"run `solon {missing[0]} {self._run.url}` first, or `solon run "
+                    f"{self._run.url}: {step.name} needs the stage {missing[0].name}, which is not "
+                    f"done; run `solon {missing[0].stage} {self._run.url}` first, or `solon run "
                     f"{self._run.url} --resume` for all of them"
                 )
-        prompts = read_prompts(self._config, todo)
+        prompts = read_prompts(self._config, {step.stage for step in todo})
         if self._quiet:
             return prompts
-        for line in advice(self.session.constitution) if todo != ["evaluate"] else ():
+        for line in advice(self.session.constitution) if todo != [Step("evaluate")] else ():
             self._console.say(line)
         for line in summarised(self._config, self.session.constitution, prompts, todo):
             self._console.say(line)
         return prompts
 
-    async def _run_stage(
+    async def _run_step(
         self,
-        stage: Stage,
+        step: Step,
         prompts: Mapping[str, PromptSet],
         fleet: Fleet | None,
         key: StageKey | None,
     ) -> None:
         started = time.monotonic()
         try:
-            with self._console.stage(stage) as progress, tracing.span(f"stage {stage}"):
-                if stage in _DATA_STAGES:
-                    assert fleet is not None, stage
-                    context = self._context(stage, prompts, fleet, progress)
-                    if stage == "evaluate" and self._reuse is not None:
+            with self._console.stage(step.name) as progress, tracing.span(f"stage {step.name}"):
+                if step.stage in _DATA_STAGES:
+                    assert fleet is not None, step
+                    context = self._context(step, prompts, fleet, progress)
+                    if step.stage == "evaluate" and self._reuse is not None:
                         self._reuse.take_answers(key, context.weights)
-                    summary = await fleet.guard(_make(stage, context))
-                elif fleet is not None and roles(self._config, stage):
+                    summary = await fleet.guard(_make(step.stage, context))
+                elif fleet is not None and roles(self._config, step.stage):
                     judges = fleet.addresses("judge")
-                    summary = await fleet.guard(self._train(stage, prompts, progress, judges))
+                    summary = await fleet.guard(self._train(step, prompts, progress, judges))
                 else:
-                    summary = await self._train(stage, prompts, progress)
+                    summary = await self._train(step, prompts, progress)
         except BaseException:
-            self.state.spent(stage, time.monotonic() - started)
+            self.state.spent(step.name, time.monotonic() - started)
             raise
         seconds = time.monotonic() - started
-        self.state.finish(stage, seconds, summary, key)
-        self._console.say(f"{stage}: done in {seconds:.1f} s{_figures(summary)}")
+        self.state.finish(step.name, seconds, summary, key)
+        self._console.say(f"{step.name}: done in {seconds:.1f} s{_figures(summary)}")
 
     async def _train(
         self,
-        stage: Stage,
+        step: Step,
         prompts: Mapping[str, PromptSet],
         progress: StageProgress,
         judges: Mapping[str, str] | None = None,
     ) -> Summary:
-        if stage == "rl" and self._config.rl.algorithm != "dpo":
+        if step.stage == "rl" and self._config.rl.algorithm != "dpo":
             asked = [
                 {"id": prompt.id, **rows.origin(prompt), "prompt": prompt.conversation.as_dicts()}
                 for prompt in prompts["rl"].prompts
@@ -233,20 +249,20 @@ class Pipeline:
             elif isinstance(event, Done):
                 metrics.update(event.metrics)
 
-        folder = self._run.local / "models" / _MODEL_OF[stage]
+        folder = self._run.local / "models" / step.model
         # a model appears whole: one that is there was finished by an attempt killed right after
         if not folder.exists():
             await run_stage(
-                stage,
+                step,
                 self._run.local,
                 on_event=on_event,
                 threads=self._config.services.training_threads,
                 judges=judges,
-                processes=learns_by(self._config, stage)[1].processes,
+                processes=learns_by(self._config, step.stage)[1].processes,
             )
-        version = f"{_MODEL_OF[stage]}-{weights_digest(folder)[:12]}"
+        version = f"{step.model}-{weights_digest(folder)[:12]}"
         summary: Summary = {"weight_version": version, "metrics": metrics}
-        if stage == "rl" and self._config.evaluate.snapshots:
+        if step.stage == "rl" and self._config.evaluate.snapshots:
             summary["snapshots"] = {
                 name: f"{name}-{weights_digest(path)[:12]}"
                 for name, path in snapshot_folders(folder).items()
@@ -254,12 +270,13 @@ class Pipeline:
         return summary
 
     def _context(
-        self, stage: Stage, prompts: Mapping[str, PromptSet], fleet: Fleet, progress: StageProgress
+        self, step: Step, prompts: Mapping[str, PromptSet], fleet: Fleet, progress: StageProgress
     ) -> StageContext:
         weights: dict[str, Weights] = {}
-        if "policy" in roles(self._config, stage):
+        if "policy" in roles(self._config, step.stage):
             weights = weights_of(self._config, self._run, self.state, base=fleet.base_version)
         return StageContext(
+            step=step,
             config=self._config,
             run=self._run,
             constitution=self.session.constitution,

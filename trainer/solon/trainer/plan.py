@@ -16,7 +16,7 @@ from solon.trainer.prompt_settings import SANDBOX_KINDS, PromptSource
 from solon.trainer.prompts import PromptSet, load_prompts
 from solon.trainer.roster import roster
 from solon.trainer.splits import divide
-from solon.trainer.state import STAGES, Stage
+from solon.trainer.stage_names import STAGES, Stage
 
 EVALUATION_KEYS = tuple(f"evaluation.{kind}" for kind in SANDBOX_KINDS)
 PROMPTS_OF: Mapping[Stage, tuple[str, ...]] = {

@@ -18,22 +18,24 @@ from typing import Any
 from solon.trainer.config import differences
 from solon.trainer.errors import StoreError
 from solon.trainer.fleet import Weights
-from solon.trainer.lineage import READS, claimed
+from solon.trainer.lineage import claimed, decided_by
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS
 from solon.trainer.session import Session, saved_config
+from solon.trainer.stage_names import Stage
 from solon.trainer.stages import evaluate
-from solon.trainer.state import Origin, RunState, Stage, StageKey
+from solon.trainer.state import Origin, RunState, StageKey
+from solon.trainer.steps import Step
 from solon.trainer.store import Parts, Record, RunDirectory
 
 _RESULT: Mapping[Stage, tuple[str, ...]] = {
     "revisions": ("revisions", "export/sft"),
     "sft": ("models/sl",),
-    "preferences": ("preferences", "export/preferences"),
-    "reward": ("models/reward", "models/reward_test"),
-    "rl": ("models/rl", "models/rl-snapshots", "export/rl_prompts", "rl"),
+    "preferences": ("preferences{}", "export/preferences{}"),
+    "reward": ("models/reward{}", "models/reward_test{}"),
+    "rl": ("models/rl{}", "models/rl{}-snapshots", "export/rl_prompts", "rl{}"),
 }
-"""Stage -> the folders of its result. The first appears last: with it the result is there. Of the
-others some are made with some configurations only."""
+"""Stage -> the folders of its result, ``{}`` being a later iteration's number. The first appears
+last: with it the result is there. Of the others some are made with some configurations only."""
 _METRICS = "metrics.jsonl"
 
 
@@ -52,39 +54,40 @@ class Reuse:
         others = [one for one in sources if one.local != session.run.local]
         self._sources = [(one, RunState(one)) for one in others]
 
-    def take(self, stage: Stage, key: StageKey | None) -> Origin | None:
-        """Take the stage over; where from, or None if no source has it.
+    def take(self, step: Step, key: StageKey | None) -> Origin | None:
+        """Take the step over; where from, or None if no source has it.
 
         Where a source has the same records, of which this run is to make something else, those
-        alone are taken: the stage is not done, but will find them done.
+        alone are taken: the step is not done, but will find them done.
 
         Raises:
             StoreError: A file cannot be read or written.
         """
-        if key is None or not self._is_untouched(stage):
+        if key is None or not self._is_untouched(step):
             return None
-        found = self._best(stage, key)
+        found = self._best(step, key)
         if found is None:
             return None
         source, state = found
-        whole = state.key(stage) == key
-        origin = _origin(source, state, stage, whole=whole)
-        self._state.taking(stage, origin)
-        self._link(source, stage, _RESULT[stage] if whole else _RESULT[stage][:1])
+        whole = state.key(step.name) == key
+        origin = _origin(source, state, step.name, whole=whole)
+        self._state.taking(step.name, origin)
+        folders = _folders(step)
+        self._link(source, step, folders if whole else folders[:1])
         if whole:
-            self._state.taken(stage, origin, state.summary(stage), key)
+            self._state.taken(step.name, origin, state.summary(step.name), key)
         return origin
 
-    def _best(self, stage: Stage, key: StageKey) -> tuple[RunDirectory, RunState] | None:
+    def _best(self, step: Step, key: StageKey) -> tuple[RunDirectory, RunState] | None:
         """A source that has the whole result; if there is none, one that has the records."""
         fit = [
             (source, state)
             for source, state in self._sources
-            if (theirs := state.key(stage)) is not None
+            if (theirs := state.key(step.name)) is not None
             and theirs.records == key.records
-            and state.is_done(stage)
+            and state.is_done(step.name)
         ]
-        return min(fit, key=lambda one: one[1].key(stage) != key, default=None)
+        return min(fit, key=lambda one: one[1].key(step.name) != key, default=None)
 
     def take_answers(self, key: StageKey | None, weights: Mapping[str, Weights]) -> int:
         """Take over the evaluation's answers of models that a source has asked the same; how many.
@@ -115,62 +118,67 @@ class Reuse:
                 _append_new(pairs, fit)
         return taken
 
-    def why_not(self, stage: Stage) -> list[str]:
-        """A line a source, none of which could serve for the stage: what differs."""
+    def why_not(self, step: Step) -> list[str]:
+        """A line a source, none of which could serve for the step: what differs."""
         return [
-            f"{stage}: not taken from {source.url}: {self._difference(stage, source, state)}"
+            f"{step.name}: not taken from {source.url}: {self._difference(step, source, state)}"
             for source, state in self._sources
         ]
 
-    def _difference(self, stage: Stage, source: RunDirectory, state: RunState) -> str:
-        if not state.is_done(stage):
+    def _difference(self, step: Step, source: RunDirectory, state: RunState) -> str:
+        if not state.is_done(step.name):
             return "it has not finished it"
-        if state.key(stage) is None:
+        if state.key(step.name) is None:
             return "it does not say what its result was made of"
         changed = differences(saved_config(source), self._session.config)
-        ours = [line for line in changed if claimed(stage, line.partition(":")[0])]
-        before = " or ".join(READS[stage].stages)
+        ours = [line for line in changed if claimed(step.stage, line.partition(":")[0])]
+        before = " or ".join(one.name for one in decided_by(self._session.config, step))
         other = f"{before} differs" if before else "a file that it names differs"
         return "; ".join(ours) or f"{other}, or a model or the constitution"
 
-    def _is_untouched(self, stage: Stage) -> bool:
-        """Whether there is nothing of the stage's own, which another's must not be mixed with."""
-        if self._state.origin(stage) is not None:
+    def _is_untouched(self, step: Step) -> bool:
+        """Whether there is nothing of the step's own, which another's must not be mixed with."""
+        if self._state.origin(step.name) is not None:
             return True
-        return not (self._run.local / _RESULT[stage][0]).exists()
+        return not (self._run.local / _folders(step)[0]).exists()
 
-    def _link(self, source: RunDirectory, stage: Stage, folders: Sequence[str]) -> None:
+    def _link(self, source: RunDirectory, step: Step, folders: Sequence[str]) -> None:
         try:
             for folder in reversed(folders):
                 if folder == folders[0] or (source.local / folder).exists():
                     _link_folder(source.local / folder, self._run.local / folder)
             if source.storage.exists(_METRICS):
-                self._take_metrics(source, stage)
+                self._take_metrics(source, step)
         except OSError as error:
             raise StoreError(
-                f"{self._run.url}: could not take {stage} over from {source.url}: {error}"
+                f"{self._run.url}: could not take {step.name} over from {source.url}: {error}"
             ) from error
 
-    def _take_metrics(self, source: RunDirectory, stage: Stage) -> None:
+    def _take_metrics(self, source: RunDirectory, step: Step) -> None:
         own = self._run.storage.read(_METRICS) if self._run.storage.exists(_METRICS) else b""
-        kept = [line for line in own.splitlines(keepends=True) if not _is_of(line, stage)]
+        kept = [line for line in own.splitlines(keepends=True) if not _is_of(line, step)]
         theirs = source.storage.read(_METRICS).splitlines(keepends=True)
-        kept += [line for line in theirs if _is_of(line, stage)]
+        kept += [line for line in theirs if _is_of(line, step)]
         self._run.storage.write(_METRICS, b"".join(kept))
 
 
-def _origin(source: RunDirectory, state: RunState, stage: Stage, *, whole: bool) -> Origin:
+def _origin(source: RunDirectory, state: RunState, step: str, *, whole: bool) -> Origin:
     """The run that made it, through however many it has come."""
-    made = state.origin(stage)
+    made = state.origin(step)
     if made is not None and made.whole:
         return replace(made, whole=whole)
-    seconds = state.seconds(stage) + (made.seconds if made else 0.0)
+    seconds = state.seconds(step) + (made.seconds if made else 0.0)
     return Origin(run=source.url, seconds=seconds, whole=whole)
 
 
-def _is_of(line: bytes, stage: Stage) -> bool:
-    # a line without its end is of a stage at work, which is not one that is taken
-    return line.endswith(b"\n") and json.loads(line)["stage"] in (stage, f"{stage}_test")
+def _folders(step: Step) -> tuple[str, ...]:
+    return tuple(folder.format(step.at("")) for folder in _RESULT[step.stage])
+
+
+def _is_of(line: bytes, step: Step) -> bool:
+    # a line without its end is of a step at work, which is not one that is taken
+    names = (step.name, step.at(f"{step.stage}_test"))
+    return line.endswith(b"\n") and json.loads(line)["stage"] in names
 
 
 def _link_folder(source: Path, target: Path) -> None:

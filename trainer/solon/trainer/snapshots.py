@@ -1,7 +1,7 @@
 """Snapshots of a policy that is being trained: where they lie, and what they are called.
 
 Beside the model that training leaves at ``models/rl``: ``models/rl-snapshots/batch-000040``, which
-is ``rl@40``. Knows nothing of training or of models.
+is ``rl@40``; and so beside ``models/rl-2``. Knows nothing of training or of models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which stages of a run are done, how long they took, and what they counted.
+"""Which steps of a run are done, how long they took, and what they counted.
 
-Knows nothing of what a stage does.
+Knows nothing of what a step does.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from solon.trainer.errors import RunDirectoryError
-from solon.trainer.stage_names import STAGES, Stage
 from solon.trainer.store import STATE_NAME, RunDirectory
-
-__all__ = ["STAGES", "Origin", "RunState", "Stage", "StageKey"]
 
 _FORMAT = 1
 
@@ -40,7 +37,7 @@ class Origin:
 
 
 class RunState:
-    """The state file, written whole after every change."""
+    """The state file, written whole after every change. Steps go by their names (``steps``)."""
 
     def __init__(self, run: RunDirectory) -> None:
         """Read it.
@@ -57,58 +54,58 @@ class RunState:
             )
         self._stages: dict[str, dict[str, Any]] = found["stages"]
 
-    def is_done(self, stage: Stage) -> bool:
-        """Whether the stage has finished."""
-        return bool(self._stages.get(stage, {}).get("done", False))
+    def is_done(self, step: str) -> bool:
+        """Whether the step has finished."""
+        return bool(self._stages.get(step, {}).get("done", False))
 
-    def seconds(self, stage: Stage) -> float:
-        """Wall time of the stage over all attempts that were not killed, in seconds."""
-        return float(self._stages.get(stage, {}).get("seconds", 0.0))
+    def seconds(self, step: str) -> float:
+        """Wall time of the step over all attempts that were not killed, in seconds."""
+        return float(self._stages.get(step, {}).get("seconds", 0.0))
 
-    def summary(self, stage: Stage) -> dict[str, Any]:
-        """What the stage counted; empty until it is done."""
-        return dict(self._stages.get(stage, {}).get("summary", {}))
+    def summary(self, step: str) -> dict[str, Any]:
+        """What the step counted; empty until it is done."""
+        return dict(self._stages.get(step, {}).get("summary", {}))
 
-    def key(self, stage: Stage) -> StageKey | None:
-        """What decided the stage's result; None if it is not done, or that is not known."""
-        found = self._stages.get(stage, {}).get("key")
+    def key(self, step: str) -> StageKey | None:
+        """What decided the step's result; None if it is not done, or that is not known."""
+        found = self._stages.get(step, {}).get("key")
         return StageKey(**found) if found else None
 
-    def origin(self, stage: Stage) -> Origin | None:
-        """The run that the stage's result or records come from; None if this run made them."""
-        found = self._stages.get(stage, {}).get("taken_from")
+    def origin(self, step: str) -> Origin | None:
+        """The run that the step's result or records come from; None if this run made them."""
+        found = self._stages.get(step, {}).get("taken_from")
         return Origin(**found) if found else None
 
-    def spent(self, stage: Stage, seconds: float) -> None:
-        """An attempt at the stage ended early after so many seconds."""
-        self._write(stage, seconds=self.seconds(stage) + seconds, origin=self.origin(stage))
+    def spent(self, step: str, seconds: float) -> None:
+        """An attempt at the step ended early after so many seconds."""
+        self._write(step, seconds=self.seconds(step) + seconds, origin=self.origin(step))
 
     def finish(
-        self, stage: Stage, seconds: float, summary: dict[str, Any], key: StageKey | None = None
+        self, step: str, seconds: float, summary: dict[str, Any], key: StageKey | None = None
     ) -> None:
-        """The stage is done; its last attempt took so many seconds."""
+        """The step is done; its last attempt took so many seconds."""
         self._write(
-            stage,
+            step,
             done=True,
-            seconds=self.seconds(stage) + seconds,
+            seconds=self.seconds(step) + seconds,
             summary=summary,
             key=key,
-            origin=self.origin(stage),
+            origin=self.origin(step),
         )
 
-    def taking(self, stage: Stage, origin: Origin) -> None:
+    def taking(self, step: str, origin: Origin) -> None:
         """Result or records are about to be taken over: noted first, lest a kill hide it."""
-        self._write(stage, seconds=self.seconds(stage), origin=origin)
+        self._write(step, seconds=self.seconds(step), origin=origin)
 
     def taken(
-        self, stage: Stage, origin: Origin, summary: dict[str, Any], key: StageKey | None
+        self, step: str, origin: Origin, summary: dict[str, Any], key: StageKey | None
     ) -> None:
-        """The stage is done; its result was taken over whole."""
-        self._write(stage, done=True, summary=summary, key=key, origin=origin)
+        """The step is done; its result was taken over whole."""
+        self._write(step, done=True, summary=summary, key=key, origin=origin)
 
     def _write(
         self,
-        stage: Stage,
+        step: str,
         *,
         done: bool = False,
         seconds: float = 0.0,
@@ -123,5 +120,5 @@ class RunState:
         }
         entry |= {"key": asdict(key)} if key else {}
         entry |= {"taken_from": asdict(origin)} if origin else {}
-        self._stages[stage] = entry
+        self._stages[step] = entry
         self._run.write_json(STATE_NAME, {"format": _FORMAT, "stages": self._stages})

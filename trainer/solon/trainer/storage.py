@@ -84,13 +84,16 @@ class Storage:
             self._fs.rm_file(self._at(name))
 
     def remove_leftovers(self, *folders: str) -> int:
-        """Remove what writers that were killed left half-written; returns how much."""
+        """Remove what writers that were killed left half-written; returns how much.
+
+        ``folders``: patterns, such as ``preferences*``.
+        """
         if self.local_root is None:
             return 0
         removed = 0
         with self._explained("", "cleaned"):
             for folder in folders:
-                for path in (self.local_root / folder).glob(f".*{_LEFTOVER}*"):
+                for path in self.local_root.glob(f"{folder}/.*{_LEFTOVER}*".lstrip("/")):
                     if path.is_dir():
                         shutil.rmtree(path)
                     else:

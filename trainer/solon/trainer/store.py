@@ -7,6 +7,7 @@
     RUN/export/sft/train.parquet  export/preferences/{train,test}.parquet  export/rl_prompts/...
     RUN/models/{sl,reward,rl}/    RUN/checkpoints/    RUN/logs/
 
+Later iterations have folders of their own: preferences-2, export/preferences-2, models/rl-2, ...
 A record is done when its part is there; a part is there whole or not at all. So a resumed run
 repeats only what no part holds. Knows nothing of stages, services or models.
 """
@@ -30,13 +31,11 @@ Record = Mapping[str, Any]
 """A row as plain values; its keys are the schema's columns."""
 
 STATE_NAME = "state.json"
-EPISODES_FOLDER = "rl"
-"""Of what the policy answered while RL trained it."""
 _WRITTEN_FOLDERS = (
-    *("", "preflight", "revisions", "preferences", EPISODES_FOLDER),
-    *("evaluation/responses", "evaluation/pairs"),
+    *("", "preflight", "revisions", "preferences*", "rl*", "evaluation/*"),
+    *("export", "export/sft", "export/preferences*", "export/rl_prompts"),
 )
-_EXPORT_FOLDERS = ("export", "export/sft", "export/preferences", "export/rl_prompts")
+"""Patterns of folders in which writing may have been cut short."""
 
 
 class Parts:
@@ -235,7 +234,7 @@ class RunDirectory:
 
     def remove_leftovers(self) -> int:
         """Remove half-written files of writers that were killed."""
-        return self.storage.remove_leftovers(*_WRITTEN_FOLDERS, *_EXPORT_FOLDERS)
+        return self.storage.remove_leftovers(*_WRITTEN_FOLDERS)
 
 
 def _table(content: bytes, columns: list[str] | None = None) -> pa.Table:

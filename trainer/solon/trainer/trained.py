@@ -8,21 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from solon.trainer.config import RunConfig, model_source
+from solon.trainer.course import steps_of
 from solon.trainer.fleet import Weights
 from solon.trainer.snapshots import snapshot_folders
-from solon.trainer.state import RunState, Stage
+from solon.trainer.stage_names import STAGES
+from solon.trainer.state import RunState
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
-
-_TRAINED: tuple[tuple[Stage, str], ...] = (("sft", "sl"), ("rl", "rl"))
-"""Stages that leave a model which answers prompts."""
 
 
 def answering(config: RunConfig, state: RunState) -> list[str]:
     """The models that there are, in the order in which they came to be."""
     found = ["base"]
-    for stage, model in _TRAINED:
-        if state.is_done(stage):
-            found += [*_snapshots(config, state, stage), model]
+    for step in _trained(config, state):
+        found += [*_snapshots(config, state, step), step.model]
     return found
 
 
@@ -31,21 +30,25 @@ def weights_of(
 ) -> dict[str, Weights]:
     """Model -> its weights. ``base``: what the policy service calls the helpful model's."""
     found = {"base": Weights(version=base, path=model_source(config.models.policy))}
-    for stage, model in _TRAINED:
-        if not state.is_done(stage):
-            continue
-        output = run.local / "models" / model
-        versions = _snapshots(config, state, stage)
+    for step in _trained(config, state):
+        output = run.local / "models" / step.model
+        versions = _snapshots(config, state, step)
         for name, folder in (snapshot_folders(output) if versions else {}).items():
             found[name] = Weights(version=versions[name], path=str(folder))
-        version = str(state.summary(stage)["weight_version"])
-        found[model] = Weights(version=version, path=str(output))
+        version = str(state.summary(step.name)["weight_version"])
+        found[step.model] = Weights(version=version, path=str(output))
     return found
 
 
-def _snapshots(config: RunConfig, state: RunState, stage: Stage) -> Mapping[str, str]:
+def _trained(config: RunConfig, state: RunState) -> list[Step]:
+    """The steps that left a model which answers prompts."""
+    every = steps_of(config, STAGES)
+    return [step for step in every if step.leaves_policy and state.is_done(step.name)]
+
+
+def _snapshots(config: RunConfig, state: RunState, step: Step) -> Mapping[str, str]:
     """Snapshot -> its version, if they are to be measured."""
-    if stage != "rl" or not config.evaluate.snapshots:
+    if step.stage != "rl" or not config.evaluate.snapshots:
         return {}
-    versions: dict[str, str] = state.summary("rl").get("snapshots", {})
+    versions: dict[str, str] = state.summary(step.name).get("snapshots", {})
     return versions

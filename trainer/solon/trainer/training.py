@@ -164,14 +164,15 @@ class RewardConfig(TrainingSettings):
 class DpoConfig(TrainingSettings):
     """Direct preference optimisation (Rafailov et al. 2023, 2305.18290): ``rl.algorithm: dpo``.
 
-    The SL model learns the judge's labels without a reward model, kept close to what it was. No
-    response is sampled: all that it learns from are the pairs that were judged.
+    The SL model, in a later iteration the model of the one before, learns the judge's labels
+    without a reward model, kept close to what it was. No response is sampled: all that it learns
+    from are the pairs that were judged.
     """
 
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak step size of AdamW, > 0; the paper's."""
     beta: float = Field(default=0.1, gt=0)
-    """How close it stays to the SL model: the weight of the KL, in rewards per nat, > 0."""
+    """How close it stays to what it was: the weight of the KL, in rewards per nat, > 0."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """``sigmoid``: the cross-entropy of the Bradley-Terry model (DPO's own). ``ipo``: a squared
     distance, which a label of 1 does not drive to infinity (Azar et al. 2023, 2310.12036)."""

@@ -190,7 +190,7 @@ def _cost(
     pace: Pace,
     done: Sequence[str],
 ) -> Iterator[str]:
-    from solon.trainer.state import STAGES  # noqa: PLC0415
+    from solon.trainer.stage_names import STAGES  # noqa: PLC0415
 
     left = plan.left(done)
     rows, seeds = ({one.row for one in variants}, sorted({one.seed for one in variants}))

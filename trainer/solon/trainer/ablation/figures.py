@@ -10,6 +10,7 @@ from typing import Any
 
 from solon.chat import Conversation
 from solon.trainer.ablation.estimates import Cases
+from solon.trainer.course import steps_of
 from solon.trainer.prompt_settings import SANDBOX
 from solon.trainer.schemas import EVALUATION, JUDGED_PAIRS, PREFERENCES, REVISIONS
 from solon.trainer.session import saved_config
@@ -17,8 +18,9 @@ from solon.trainer.stages import evaluate, revisions
 from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.filters import prefers_position
 from solon.trainer.stages.measures import RATES, is_right
-from solon.trainer.stages.preference_export import FOLDER
+from solon.trainer.stages.preference_export import row_id
 from solon.trainer.state import RunState
+from solon.trainer.steps import ITERATED, Step
 from solon.trainer.store import Record, RunDirectory
 
 _WHOLE = ""
@@ -33,7 +35,7 @@ def measure(run: RunDirectory, *, last: str) -> Figures:
 
     Args:
         run: The run.
-        last: The model that ``final`` stands for: base, sl or rl.
+        last: The model that ``final`` stands for: base, sl, rl, or rl-2 of two iterations.
 
     Raises:
         StoreError: A record cannot be read.
@@ -52,12 +54,12 @@ def measure(run: RunDirectory, *, last: str) -> Figures:
 
 
 def _seconds(run: RunDirectory) -> float:
-    """Of the stages that led to the models, wherever they were made."""
+    """Of the steps that led to the models, wherever they were made."""
     state = RunState(run)
     total = 0.0
-    for stage in ("revisions", "sft", "preferences", "reward", "rl"):
-        origin = state.origin(stage)
-        total += state.seconds(stage) + (origin.seconds if origin else 0.0)
+    for step in steps_of(saved_config(run), ("revisions", "sft", *ITERATED)):
+        origin = state.origin(step.name)
+        total += state.seconds(step.name) + (origin.seconds if origin else 0.0)
     return total
 
 
@@ -97,7 +99,8 @@ def _of_judge(run: RunDirectory) -> dict[str, Cases]:
 
 
 def _of_reward(run: RunDirectory) -> dict[str, Cases]:
-    metrics = RunState(run).summary("reward").get("metrics", {})
+    last = Step("reward", saved_config(run).iterations)
+    metrics = RunState(run).summary(last.name).get("metrics", {})
     return {
         f"reward.{name}": {_WHOLE: float(metrics[name])}
         for name in ("test_accuracy", "test_calibration_error")
@@ -129,10 +132,13 @@ def _of_labels(run: RunDirectory, *, truth: bool) -> dict[str, Cases]:
 
 
 def _judged(run: RunDirectory) -> Iterator[tuple[str, Record, Record]]:
-    for record in run.parts(FOLDER, PREFERENCES).records():
-        for pair in record["comparisons"]:
-            if pair["principles"]:
-                yield f"{record['id']}:{pair['a']}-{pair['b']}", record, pair
+    for step in steps_of(saved_config(run), ITERATED):
+        if step.stage != "preferences":
+            continue
+        for record in run.parts(step.name, PREFERENCES).records():
+            for pair in record["comparisons"]:
+                if pair["principles"]:
+                    yield row_id(record, pair, step), record, pair
 
 
 def _better(record: Record, pair: Record) -> bool | None:

@@ -117,8 +117,8 @@ class Results:
         if (row, seed) not in self._figures:
             return {"directory": variant.run.url, "taken_from": {}}
         state = RunState(variant.run)
-        origins = {stage: state.origin(stage) for stage in variant.stages}
-        taken = {stage: origin.run for stage, origin in origins.items() if origin}
+        origins = {step.name: state.origin(step.name) for step in variant.steps}
+        taken = {name: origin.run for name, origin in origins.items() if origin}
         return {"directory": variant.run.url, "taken_from": taken}
 
     def _finding(self, row: str, finding: Finding) -> Result:

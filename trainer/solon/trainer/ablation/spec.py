@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 from solon.trainer import config
 from solon.trainer.errors import ConfigError
 from solon.trainer.settings import Settings
-from solon.trainer.state import Stage
+from solon.trainer.stage_names import Stage
 from solon.trainer.yaml_source import KeyPath, YamlSource, parse
 
 FOLDER = "ablations"

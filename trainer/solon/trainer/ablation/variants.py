@@ -13,18 +13,18 @@ from pathlib import Path
 from solon.constitution import Constitution, load, resolve
 from solon.trainer.ablation.spec import Ablation, assignments, base_of
 from solon.trainer.config import SAVED_NAME, RunConfig, differences, load_config
-from solon.trainer.course import stages_of
-from solon.trainer.lineage import READS, stage_key
+from solon.trainer.course import stages_of, steps_of
+from solon.trainer.lineage import decided_by, step_key
 from solon.trainer.plan import check_inputs, read_prompts
 from solon.trainer.prompts import PromptSet
 from solon.trainer.session import saved_config
-from solon.trainer.state import STAGES, RunState, Stage, StageKey
+from solon.trainer.stage_names import STAGES, Stage
+from solon.trainer.state import RunState, StageKey
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
 
 RUNS = "runs"
 """Folder of an ablation's runs."""
-_MODEL: Mapping[Stage, str] = {"sft": "sl", "rl": "rl"}
-"""Stage -> the model that it leaves and that answers prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,12 @@ class Variant:
     @property
     def models(self) -> tuple[str, ...]:
         """That are evaluated; the last of them is the row's own."""
-        return ("base", *(_MODEL[stage] for stage in self.stages if stage in _MODEL))
+        return ("base", *(step.model for step in self.steps if step.leaves_policy))
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The stages, each once an iteration."""
+        return steps_of(self.config, self.stages)
 
     @property
     def run(self) -> RunDirectory:
@@ -119,29 +124,30 @@ class Plan:
     @property
     def stages(self) -> int:
         """Stages of all variants, were nothing shared."""
-        return sum(len(variant.stages) for variant in self._variants)
+        return sum(len(variant.steps) for variant in self._variants)
 
     def _work_of(self, variant: Variant) -> set[tuple[Stage, str]]:
         """What the variant's result takes: stages by the key of their records or model."""
         constitution = load(resolve(variant.config.constitution))
         check_inputs(variant.config, constitution)
         keys = self._keys(variant, constitution)
-        work = {(stage, keys[stage].records) for stage in variant.stages if stage != "evaluate"}
-        answers = keys["evaluate"].records
-        models = [keys[stage].result for stage in _MODEL if stage in variant.stages]
+        evaluate = Step("evaluate")
+        work = {(step.stage, keys[step].records) for step in variant.steps if step != evaluate}
+        answers = keys[evaluate].records
+        models = [keys[step].result for step in variant.steps if step.leaves_policy]
         return work | {("evaluate", f"{answers} {model}") for model in ("base", *models)}
 
-    def _keys(self, variant: Variant, constitution: Constitution) -> dict[Stage, StageKey]:
+    def _keys(self, variant: Variant, constitution: Constitution) -> dict[Step, StageKey]:
         config = variant.config
         known = (config.prompts.model_dump_json(), variant.seed, variant.stages)
         if known not in self._prompts:
             self._prompts[known] = read_prompts(config, variant.stages)
-        keys: dict[Stage, StageKey] = {}
-        for stage in variant.stages:
-            before = {one: keys.get(one) for one in READS[stage].stages}
-            key = stage_key(stage, config, constitution, self._prompts[known], before)
+        keys: dict[Step, StageKey] = {}
+        for step in variant.steps:
+            before = {one: keys.get(one) for one in decided_by(config, step)}
+            key = step_key(step, config, constitution, self._prompts[known], before)
             assert key is not None, "the keys before it are known"
-            keys[stage] = key
+            keys[step] = key
         return keys
 
 
@@ -155,10 +161,11 @@ class Pace:
     def learn(self, variant: Variant) -> None:
         """From a run that is done."""
         state = RunState(variant.run)
-        for stage in variant.stages:
-            if state.origin(stage) is None and state.is_done(stage):
-                models = len(state.summary(stage).get("models", ())) or 1
-                self.measured.setdefault(stage, []).append(state.seconds(stage) / models)
+        for step in variant.steps:
+            name = step.name
+            if state.origin(name) is None and state.is_done(name):
+                models = len(state.summary(name).get("models", ())) or 1
+                self.measured.setdefault(step.stage, []).append(state.seconds(name) / models)
 
     def seconds(self, work: Mapping[Stage, int]) -> float | None:
         """Of so much work; None if of a part of it nothing is known."""
@@ -181,7 +188,7 @@ def is_done(variant: Variant) -> bool:
     if not run.storage.exists(SAVED_NAME):
         return False
     state = RunState(run)
-    if not all(state.is_done(stage) for stage in variant.stages if stage != "preflight"):
+    if not all(state.is_done(step.name) for step in variant.steps if step.stage != "preflight"):
         return False
     # whether another configuration is a mistake is for whoever opens the run to say
     return not differences(saved_config(run), variant.config)

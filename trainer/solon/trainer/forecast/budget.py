@@ -23,8 +23,9 @@ from solon.trainer.forecast.workload import Calls, Training, Workload
 from solon.trainer.launch.local import Role
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.roster import Place, roster
+from solon.trainer.stage_names import STAGES, Stage
 from solon.trainer.stages.settings import ServiceConfig
-from solon.trainer.state import STAGES, Stage
+from solon.trainer.steps import Step
 from solon.trainer.training import TrainingSettings, WeightSettings
 
 _ROUNDING = 1.25
@@ -118,20 +119,21 @@ class _Planner:
 
     def uses(self) -> Iterator[Use]:
         known = {stage for stage, _ in self._calls} | set(self._trainings)
-        stages = [stage for stage in STAGES if stage in known]
+        # every iteration takes the same
+        steps = [Step(stage) for stage in STAGES if stage in known]
         running: Sequence[Place] = ()
-        sharing: Sequence[Stage] = ()
-        for number, stage in enumerate(stages):
-            if stage not in sharing:
-                running, sharing = (), together(self._config, stages[number:])
-            if roles(self._config, stage) and not running:
-                left = [one for one in stages[number:] if one in sharing]
-                wanted = {role for one in left for role in roles(self._config, one)}
+        sharing: Sequence[Step] = ()
+        for number, step in enumerate(steps):
+            if step not in sharing:
+                running, sharing = (), together(self._config, steps[number:])
+            if roles(self._config, step.stage) and not running:
+                left = [one for one in steps[number:] if one in sharing]
+                wanted = {role for one in left for role in roles(self._config, one.stage)}
                 running = tuple(roster(self._config, wanted))
             for place in running:
-                yield from self._service_use(stage, place)
-            if stage in self._trainings:
-                yield from self._training_uses(self._trainings[stage])
+                yield from self._service_use(step.stage, place)
+            if step.stage in self._trainings:
+                yield from self._training_uses(self._trainings[step.stage])
 
     def seconds(self) -> Iterator[tuple[Stage, float]]:
         for stage in STAGES:

@@ -23,12 +23,11 @@ from solon.trainer.labelled import load_labelled
 from solon.trainer.launch.local import Role
 from solon.trainer.plan import EVALUATION_KEYS
 from solon.trainer.prompts import PromptSet
+from solon.trainer.stage_names import Stage
 from solon.trainer.stages.preflight_settings import asked_by
-from solon.trainer.state import Stage
+from solon.trainer.steps import Step
 from solon.trainer.training import TrainingSettings
 
-_MODELS = 3
-"""That the evaluation compares: helpful, SL and RL."""
 _NOTHING = Conversation.from_user("")
 
 
@@ -36,19 +35,20 @@ def workload(
     config: RunConfig,
     constitution: Constitution,
     prompts: Mapping[str, PromptSet],
-    stages: Collection[Stage],
+    steps: Collection[Step],
     tokens: Tokens,
 ) -> Workload:
-    """Count what the stages are going to ask.
+    """Count what the stages are going to ask, each over all of its iterations.
 
     Args:
         config: The run's.
         constitution: The run's.
         prompts: Of the stages, by key.
-        stages: Those that are counted.
+        steps: Those that are counted.
         tokens: Counts those of the policy; all models are taken to share its vocabulary.
     """
-    counter = _Counter(config, constitution, prompts, tokens)
+    counter = _Counter(config, constitution, prompts, steps, tokens)
+    stages = {step.stage for step in steps}
     calls: list[Calls] = []
     trainings: list[Training] = []
     if "preflight" in stages:
@@ -72,7 +72,8 @@ def workload(
         calls=tuple(calls),
         trainings=tuple(trainings),
         prompts={key: len(found.prompts) for key, found in prompts.items()},
-        compared=sum(counter.compared()) if "preferences" in stages else 0,
+        iterations=len({step.iteration for step in steps}),
+        compared=sum(map(sum, counter.compared())) if "preferences" in stages else 0,
         left_out=tuple(_left_out(prompts)),
     )
 
@@ -97,10 +98,12 @@ class _Counter:
         config: RunConfig,
         constitution: Constitution,
         prompts: Mapping[str, PromptSet],
+        steps: Collection[Step],
         tokens: Tokens,
     ) -> None:
         self._config, self._constitution = config, constitution
         self._prompts, self._tokens = prompts, tokens
+        self._steps = steps
         self._lengths = {
             key: tokens.of_conversations([p.conversation for p in found.prompts])
             for key, found in prompts.items()
@@ -203,15 +206,15 @@ class _Counter:
 
     def preferences(self) -> Iterable[Calls]:
         config = self._config.preferences
-        count, revised = self.compared()
+        sampled, revised = (sum(counts) for counts in zip(*self.compared(), strict=True))
         # without the revisions stage only its records know how long its prompts are
-        key = "preferences" if count or "red_team" not in self._lengths else "red_team"
+        key = "preferences" if sampled or "red_team" not in self._lengths else "red_team"
         length = self._lengths[key]
         yield self._calls(
             "preferences",
             "policy",
-            calls=count * config.responses,
-            prompt_tokens=count * config.responses * length.mean,
+            calls=sampled * config.responses,
+            prompt_tokens=sampled * config.responses * length.mean,
             max_tokens=config.sampling.max_tokens,
             longest=length.longest,
         )
@@ -222,22 +225,31 @@ class _Counter:
         most = min(config.pairs, every) + every * (config.selection == "best_worst")
         yield self._judge(
             "preferences",
-            pairs=count * most + revised,
+            pairs=sampled * most + revised,
             prompts=principles * (2 if config.both_orders else 1),
             length=length,
             max_tokens=config.sampling.max_tokens,
         )
 
-    def compared(self) -> tuple[int, int]:
-        """Prompts of which samples are compared, and those whose revisions are, at most."""
+    def compared(self) -> list[tuple[int, int]]:
+        """Of each iteration: prompts of which samples are compared, and revisions, at most."""
+        return [self._compared(iteration) for iteration in self._iterations("preferences")]
+
+    def _iterations(self, stage: Stage) -> list[int]:
+        """Those of a stage that are counted."""
+        return [step.iteration for step in self._steps if step.stage == stage]
+
+    def _compared(self, iteration: int) -> tuple[int, int]:
         source = self._config.preferences.source
         sampled = 0 if source == "revisions" else len(self._prompts["preferences"].prompts)
         # how many revisions there are is known once they are made
-        there = "red_team" in self._prompts and source != "samples"
+        there = "red_team" in self._prompts and source != "samples" and iteration == 1
         return sampled, len(self._prompts["red_team"].prompts) if there else 0
 
     def evaluate(self) -> Iterable[Calls]:
         config = self._config.evaluate
+        # the helpful one, the SL model, and one of RL of each iteration
+        models = 2 + self._config.iterations
         held = {key: found for key, found in self._prompts.items() if key.startswith("evaluation.")}
         counts = {key: len(found.prompts) for key, found in held.items()}
         count = sum(counts.values())
@@ -245,15 +257,15 @@ class _Counter:
         yield self._calls(
             "evaluate",
             "policy",
-            calls=count * _MODELS,
-            prompt_tokens=tokens * _MODELS,
+            calls=count * models,
+            prompt_tokens=tokens * models,
             max_tokens=config.sampling.max_tokens,
             longest=self._longest(counts),
         )
         longest = max((self._lengths[key].longest for key in held), default=0)
         yield self._judge(
             "evaluate",
-            pairs=min(config.judge_pairs, count * _MODELS),
+            pairs=min(config.judge_pairs, count * models),
             # here always by all principles and in both orders
             prompts=2 * len(self._constitution.for_comparison),
             length=Length(mean=tokens / max(1, count), longest=longest),
@@ -305,8 +317,8 @@ class _Counter:
             return
         principles = self._constitution.for_scoring
         fixed = self._fixed((p, score_prompt(p, _NOTHING, "")) for p in principles)
-        calls = config.batches * config.batch_size * len(principles)
-        calls *= len(panel.judges) if panel else 1
+        episodes = config.batches * config.batch_size * len(self._iterations("rl"))
+        calls = episodes * len(principles) * (len(panel.judges) if panel else 1)
         response = _expected(config.max_response_tokens)
         yield Calls(
             stage="rl",
@@ -341,15 +353,20 @@ class _Counter:
         )
 
     def reward(self) -> Training:
-        return self._on_pairs("reward", self._config.reward)
+        """On the pairs of all iterations so far."""
+        read = [one for last in self._iterations("reward") for one in range(1, last + 1)]
+        return self._on_pairs("reward", self._config.reward, read)
 
     def dpo(self) -> Training:
-        return self._on_pairs("rl", self._config.dpo)
+        return self._on_pairs("rl", self._config.dpo, self._iterations("rl"))
 
-    def _on_pairs(self, stage: Stage, config: TrainingSettings) -> Training:
+    def _on_pairs(
+        self, stage: Stage, config: TrainingSettings, iterations: Iterable[int]
+    ) -> Training:
+        """``iterations``: whose pairs are read, as often as they are."""
         preferences = self._config.preferences
-        sampled, revised = self.compared()
-        judged = sampled * preferences.pairs + revised
+        counts = [self._compared(iteration) for iteration in iterations]
+        judged = sum(sampled * preferences.pairs + revised for sampled, revised in counts)
         pairs = round(judged * (1 - preferences.test_share) / (1 - preferences.given.share))
         response = _expected(preferences.sampling.max_tokens)
         tokens = 2 * pairs * (self._lengths["preferences"].mean + response)
@@ -367,11 +384,12 @@ class _Counter:
     def rl(self) -> Training:
         config, length = self._config.rl, self._lengths["rl"]
         response = _expected(config.max_response_tokens)
-        episodes = config.batches * config.batch_size
+        times = len(self._iterations("rl"))
+        episodes = times * config.batches * config.batch_size
         return Training(
             stage="rl",
-            records=config.episodes,
-            steps=config.batches * config.epochs * config.minibatches,
+            records=times * config.episodes,
+            steps=times * config.batches * config.epochs * config.minibatches,
             tokens=round(episodes * (length.mean + response) * config.epochs),
             sampled_tokens=round(episodes * response),
             longest=length.longest + config.max_response_tokens,

@@ -11,7 +11,7 @@ from typing import Any
 
 from solon.constitution import Constitution, ConstitutionError, load, resolve
 from solon.trainer.config import RunConfig
-from solon.trainer.course import roles, stages_of
+from solon.trainer.course import roles, stages_of, steps_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.forecast import surroundings
 from solon.trainer.forecast.budget import Budget, budget, lacking, learning, loading, overfull
@@ -24,7 +24,8 @@ from solon.trainer.forecast.workload import Workload, summary
 from solon.trainer.plan import advice, input_problems, try_prompts
 from solon.trainer.prompts import PromptSet
 from solon.trainer.roster import Place, roster
-from solon.trainer.state import Stage
+from solon.trainer.stage_names import Stage
+from solon.trainer.steps import Step
 from solon.trainer.training import LoraSettings
 
 _BASE = "base_for_sft"
@@ -63,11 +64,11 @@ def summarised(
     config: RunConfig,
     constitution: Constitution,
     prompts: Mapping[str, PromptSet],
-    stages: Collection[Stage],
+    steps: Collection[Step],
 ) -> list[str]:
     """A line a stage of what a run will ask for, as it says when it begins."""
     tokens = Tokens(find(config.models.policy).folder)
-    return summary(workload(config, constitution, prompts, stages, tokens))
+    return summary(workload(config, constitution, prompts, steps, tokens))
 
 
 async def dry_run(config: RunConfig, gpus: Sequence[Accelerator], *, resume: bool) -> DryRun:
@@ -91,7 +92,7 @@ async def dry_run(config: RunConfig, gpus: Sequence[Accelerator], *, resume: boo
     work = estimated = None
     if constitution is not None and not unread:
         tokens = Tokens(find(config.models.policy).folder)
-        work = workload(config, constitution, prompts, stages, tokens)
+        work = workload(config, constitution, prompts, steps_of(config), tokens)
         estimated = budget(config, work, models, gpus)
         problems += _too_long(config, work, models)
         problems += lacking(config, work, gpus) or overfull(estimated, gpus)
@@ -230,7 +231,7 @@ def _written(config: RunConfig, models: Mapping[str, Model], work: Workload | No
     """Bytes of a run directory: the models that are trained, the largest checkpoints, records."""
     base = models.get(_BASE)
     sizes, checkpoints = 0, 0
-    for stage in config.stages if base is not None else ():
+    for stage in (step.stage for step in steps_of(config) if base is not None):
         rl = config.dpo if config.rl.algorithm == "dpo" else config.rl
         settings = {"sft": config.sft, "reward": config.reward, "rl": rl}.get(stage)
         if settings is not None and base is not None:

@@ -13,7 +13,7 @@ from solon.trainer.forecast.budget import Use
 from solon.trainer.forecast.dry_run import DryRun
 from solon.trainer.forecast.hardware import BANDWIDTH_SHARE, GIB, UTILISATION
 from solon.trainer.forecast.workload import EXPECTED_SHARE
-from solon.trainer.state import STAGES
+from solon.trainer.stage_names import STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solon.trainer.config import RunConfig
+from solon.trainer.course import steps_of
 from solon.trainer.errors import RunDirectoryError, ServiceError, StoreError
 from solon.trainer.fleet import look
 from solon.trainer.forecast.hardware import GIB
 from solon.trainer.forecast.models import Found
 from solon.trainer.roster import Place
 from solon.trainer.session import check_place
-from solon.trainer.state import STAGES, RunState
+from solon.trainer.stage_names import STAGES
+from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
 
 _PATIENCE = 5.0
@@ -104,8 +106,8 @@ def done_before(config: RunConfig) -> Seen:
         state = RunState(RunDirectory(config.run_dir))
     except (RunDirectoryError, StoreError) as error:
         return Seen(facts={}, problems=(str(error),))
-    done = [stage for stage in STAGES if state.is_done(stage)]
-    notes = [f"{stage}: done before, in {state.seconds(stage):,.0f} s" for stage in done]
+    done = [step.name for step in steps_of(config, STAGES) if state.is_done(step.name)]
+    notes = [f"{name}: done before, in {state.seconds(name):,.0f} s" for name in done]
     return Seen(facts={}, notes=tuple(notes))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from solon.trainer.launch.local import Role
-from solon.trainer.state import Stage
+from solon.trainer.stage_names import Stage
 
 EXPECTED_SHARE = 0.5
 """Of ``max_tokens``: how long an answer is expected to be."""
@@ -19,7 +19,7 @@ EXPECTED_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calls:
-    """What one stage asks of one service."""
+    """What one stage asks of one service, over all of its iterations."""
 
     stage: Stage
     role: Role
@@ -37,7 +37,7 @@ class Calls:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """What one stage trains on."""
+    """What one stage trains on, over all of its iterations."""
 
     stage: Stage
     records: int
@@ -60,8 +60,10 @@ class Workload:
     trainings: tuple[Training, ...]
     prompts: Mapping[str, int]
     """Key of ``prompts`` -> how many there are."""
+    iterations: int
+    """Of those stages that are iterated, the most."""
     compared: int
-    """Prompts whose responses are compared."""
+    """Prompts whose responses are compared, once an iteration."""
     left_out: tuple[str, ...]
     """How many prompts are not used, and why: a sentence each."""
 
@@ -69,6 +71,7 @@ class Workload:
 def summary(work: Workload) -> list[str]:
     """A line a stage: prompts and model calls."""
     count, lines = work.prompts, []
+    times = f" in {work.iterations} iterations" if work.iterations > 1 else ""
     calls = {(one.stage, one.role): one.calls for one in work.calls}
     if ("preflight", "critic") in calls:
         lines.append(f"preflight: {calls['preflight', 'critic']:,} assessments of known responses")
@@ -84,12 +87,12 @@ def summary(work: Workload) -> list[str]:
         made = calls["preferences", "policy"] + judge.generations
         lines.append(
             f"preferences: {work.compared:,} prompts, {made:,} generations, up to "
-            f"{judge.calls - judge.generations:,} judgements"
+            f"{judge.calls - judge.generations:,} judgements{times}"
         )
     lines += [
-        f"rl: {count['rl']:,} prompts, {one.records:,} episodes"
+        f"rl: {count['rl']:,} prompts, {one.records:,} episodes{times}"
         if one.sampled_tokens
-        else f"rl: {one.records:,} judged pairs, by DPO"
+        else f"rl: {one.records:,} judged pairs, by DPO{times}"
         for one in work.trainings
         if one.stage == "rl"
     ]

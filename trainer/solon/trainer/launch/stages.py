@@ -20,6 +20,7 @@ from pathlib import Path
 from solon.trainer.launch.child import RANK_VARIABLES, USER_ERROR, Child
 from solon.trainer.launch.errors import StageFailed
 from solon.trainer.launch.events import Done, Failure, StageEvent, parse_event
+from solon.trainer.steps import Step
 
 _GRACE = 20.0
 """Seconds from SIGTERM to SIGKILL for a stage that is cancelled."""
@@ -30,7 +31,7 @@ OnEvent = Callable[[StageEvent], None]
 
 
 async def run_stage(
-    stage: str,
+    step: Step,
     run_dir: Path,
     *,
     on_event: OnEvent,
@@ -41,9 +42,9 @@ async def run_stage(
     """Run a training stage to its end. It resumes from its checkpoint by itself.
 
     Args:
-        stage: ``sft``, ``reward`` or ``rl``.
-        run_dir: The run's directory; ``logs/STAGE.log`` in it is appended to, and by the ranks
-            after the first ``logs/STAGE.rankN.log``.
+        step: Of the stage ``sft``, ``reward`` or ``rl``.
+        run_dir: The run's directory; ``logs/STEP.log`` in it is appended to, and by the ranks
+            after the first ``logs/STEP.rankN.log``.
         on_event: Told of every event, in order.
         threads: Compute threads (OMP_NUM_THREADS) of all processes together. None: as this process
             has it, or all cores divided among several.
@@ -54,15 +55,16 @@ async def run_stage(
     Raises:
         StageFailed: It ended without its result; ``user_error`` says who can put it right.
     """
-    arguments = ["-m", "solon.trainer.stages.worker", stage, "--run", str(run_dir)]
+    arguments = ["-m", "solon.trainer.stages.worker", step.stage, "--run", str(run_dir)]
+    arguments += ["--iteration", str(step.iteration)]
     for name, address in (judges or {}).items():
         arguments += ["--judge", f"{name}={address}"]
-    log = run_dir / "logs" / f"{stage}.log"
+    log = run_dir / "logs" / f"{step.name}.log"
     with tempfile.TemporaryDirectory(prefix="solon-ranks-") as meeting:
         if processes > 1:
             arguments += ["--rendezvous", f"file://{meeting}/store"]
         await run_worker(
-            stage, arguments, log=log, on_event=on_event, threads=threads, processes=processes
+            step.name, arguments, log=log, on_event=on_event, threads=threads, processes=processes
         )
 
 

@@ -34,7 +34,7 @@ class Item:
 
     prompt: Prompt
     is_sampled: bool
-    """Whether the SL model answers it."""
+    """Whether the policy answers it."""
     revised: Record | None
     """Its record of the revisions stage, in which there is a revision to compare."""
 
@@ -52,12 +52,14 @@ class Pair:
 def items(context: StageContext) -> list[Item]:
     """What ``preferences.source`` says; a prompt of both sources once.
 
+    Revisions are compared in the first iteration alone: in the others they would be the same.
+
     Raises:
         StoreError: A record of the revisions stage cannot be read.
     """
     source = context.config.preferences.source
     sampled = {one.id: one for one in context.prompts["preferences"].prompts}
-    if source == "samples":
+    if source == "samples" or context.step.iteration > 1:
         return [Item(prompt=one, is_sampled=True, revised=None) for one in sampled.values()]
     records = context.run.parts(revisions.FOLDER, REVISIONS).records()
     revised = {record["id"]: record for record in records if _last_revision(record)}
@@ -94,7 +96,7 @@ async def responses_of(
 
 
 async def _sample(context: StageContext, prompt: Prompt, seed: int) -> tuple[list[Row], Row]:
-    """The SL model's responses, in turn of the temperatures, and who answered at what cost."""
+    """The policy's responses, in turn of the temperatures, and who answered at what cost."""
     config = context.config.preferences
     temperatures = config.temperatures or (config.sampling.temperature,)
     replies: list[Generated] = []
@@ -104,7 +106,7 @@ async def _sample(context: StageContext, prompt: Prompt, seed: int) -> tuple[lis
         places = range(turn, config.responses, len(temperatures))
         reply = await context.fleet.policy.generate(
             prompt.conversation,
-            weights=context.weights["sl"],
+            weights=context.weights[context.step.policy],
             sampling=rows.sampling(settings, derive_seed(seed, "responses", *[turn] * bool(turn))),
             n=len(places),
         )
@@ -121,7 +123,7 @@ async def _sample(context: StageContext, prompt: Prompt, seed: int) -> tuple[lis
 
 
 def is_sample(response: Row) -> bool:
-    """Whether the SL model made it in this stage."""
+    """Whether the policy made it in this stage."""
     return bool(response["origin"] == _SAMPLE)
 
 

@@ -10,6 +10,7 @@ from solon.constitution import Constitution
 from solon.trainer.config import RunConfig
 from solon.trainer.fleet import Fleet, Weights
 from solon.trainer.prompts import PromptSet
+from solon.trainer.steps import Step
 from solon.trainer.store import RunDirectory
 
 Summary = dict[str, Any]
@@ -33,6 +34,7 @@ class Progress(Protocol):
 class StageContext:
     """The run, its services and its prompts."""
 
+    step: Step
     config: RunConfig
     run: RunDirectory
     constitution: Constitution
@@ -40,5 +42,10 @@ class StageContext:
     prompts: Mapping[str, PromptSet]
     """Key in the configuration's ``prompts`` -> prompts."""
     weights: Mapping[str, Weights]
-    """Model of the run (base, sl, rl) -> its weights; those that exist."""
+    """Model of the run (base, sl, rl, rl-2) -> its weights; those that exist."""
     progress: Progress
+
+    @property
+    def seed(self) -> int:
+        """What the step's draws derive from."""
+        return self.step.seed(self.config.seed)

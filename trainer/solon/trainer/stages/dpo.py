@@ -1,4 +1,4 @@
-"""DPO: the SL model learns the judge's preferences without a reward model (2305.18290).
+"""DPO: the policy learns the judge's preferences without a reward model (2305.18290).
 
 TRL's DPOTrainer does the work, with a loss of ours that takes the judge's probability as its
 target. Knows nothing of judges, of the run directory's layout, or of reward models.
@@ -136,22 +136,24 @@ def train_dpo(
     config: DpoConfig,
     *,
     base_model: str,
-    data: Path,
-    test_data: Path,
+    data: Sequence[Path],
+    test_data: Sequence[Path],
     output: Path,
     checkpoints: Path,
     seed: int,
     report: Report,
 ) -> dict[str, float]:
-    """Train ``base_model`` (the SL model), which is its own reference; publish it at ``output``.
+    """Train ``base_model`` (the SL model, in a later iteration the model that the one before left).
+
+    It is its own reference; the result is published at ``output``.
 
     With LoRA the reference is the same weights with the adapter switched off; else a frozen copy.
 
     Args:
         config: All that can be set.
         base_model: A causal language model's directory or name on the hub.
-        data: Parquet with ``prompt``, ``chosen``, ``rejected`` (lists of ``{"role", "content"}``)
-            and ``probability``, that ``chosen`` is better.
+        data: Parquet files with ``prompt``, ``chosen``, ``rejected`` (lists of ``{"role",
+            "content"}``) and ``probability``, that ``chosen`` is better.
         test_data: The same, for the figures; may not exist.
         output: Where the model's directory appears, the adapter's in it if there is one.
         checkpoints: A directory of this stage alone; a whole checkpoint in it is gone on from.

@@ -21,6 +21,7 @@ from solon.trainer.ppo.episodes import Episodes, Outcomes
 from solon.trainer.ppo.loop import PPO
 from solon.trainer.stages.judge_scores import Judge, Judged
 from solon.trainer.stages.scoring import response_texts
+from solon.trainer.steps import marked
 from solon.trainer.store import Parts, Record
 
 _PART_RECORDS = 2_000
@@ -39,6 +40,7 @@ class EpisodeLog:
         judge: Judge | None,
         share: float,
         seed: int,
+        iteration: int,
     ) -> None:
         """Write nothing yet.
 
@@ -49,9 +51,11 @@ class EpisodeLog:
             judge: Whose words on a batch are kept with its episodes, if one rewards them.
             share: Part of the episodes to keep, in [0, 1].
             seed: Of the draw of those that are kept.
+            iteration: Of the run, from 1.
         """
         self._parts, self._prompt_ids, self._tokenizer = parts, prompt_ids, tokenizer
         self._judge, self._share, self._seed = judge, share, seed
+        self._iteration = iteration
         self._process = 0
         self._ready: list[Record] = []
         self._batch = 0
@@ -115,7 +119,7 @@ class EpisodeLog:
                 continue
             number, prompt_id = episodes.first + place, self._prompt_ids[row]
             head = {
-                "id": f"{prompt_id}:e{number}",
+                "id": marked(f"{prompt_id}:e{number}", self._iteration),
                 "prompt_id": prompt_id,
                 "episode": number,
                 "batch": episodes.batch,

@@ -41,13 +41,23 @@ class Pair:
         return max(len(self.chosen.ids), len(self.rejected.ids))
 
 
-def read_pairs(path: Path, encoder: ChatEncoder) -> list[Pair]:
-    """The pairs of a Parquet file in the format of ``schemas.PREFERENCES_EXPORT``.
+def read_pairs(paths: Sequence[Path], encoder: ChatEncoder) -> list[Pair]:
+    """The pairs of Parquet files in the format of ``schemas.PREFERENCES_EXPORT``.
 
     Raises:
-        RunDirectoryError: It does not exist, lacks a column, or has no rows.
+        RunDirectoryError: One does not exist, lacks a column, or has no rows.
         ConfigError: The chat template cannot be trained on.
     """
+    return [pair for path in paths for pair in _pairs_of(path, encoder)]
+
+
+def read_test_pairs(paths: Sequence[Path], encoder: ChatEncoder) -> list[Pair]:
+    """The same, to be measured on; none of files that do not exist or have no rows."""
+    there = [path for path in paths if path.exists() and pq.read_metadata(path).num_rows]
+    return read_pairs(there, encoder)
+
+
+def _pairs_of(path: Path, encoder: ChatEncoder) -> list[Pair]:
     columns = read_columns(path, ["prompt", "chosen", "rejected", "probability"])
     prompts = cast("list[Messages]", columns["prompt"])
     chosen = encoder.turns(prompts, cast("list[Messages]", columns["chosen"]))
@@ -60,19 +70,12 @@ def read_pairs(path: Path, encoder: ChatEncoder) -> list[Pair]:
     ]
 
 
-def read_test_pairs(path: Path, encoder: ChatEncoder) -> list[Pair]:
-    """The same, to be measured on; none if the file does not exist or has no rows."""
-    if not path.exists() or not pq.read_metadata(path).num_rows:
-        return []
-    return read_pairs(path, encoder)
-
-
 def _half_of(prompt: Messages) -> int:
     return derive_seed(0, "half", json.dumps(list(prompt), sort_keys=True)) % 2
 
 
 def without_long(
-    pairs: Sequence[Pair], max_length: int, *, key: str, data: Path, report: Report
+    pairs: Sequence[Pair], max_length: int, *, key: str, data: Sequence[Path], report: Report
 ) -> list[Pair]:
     """The pairs of at most ``max_length`` tokens; how many are left out is told.
 
@@ -82,12 +85,17 @@ def without_long(
     kept = [pair for pair in pairs if pair.length <= max_length]
     if not kept:
         raise RunDirectoryError(
-            f"{data}: expected pairs of at most {key}.max_length={max_length} tokens, all "
+            f"{named(data)}: expected pairs of at most {key}.max_length={max_length} tokens, all "
             f"{len(pairs)} are longer; raise {key}.max_length"
         )
     if len(kept) < len(pairs):
         report.message(f"{len(pairs) - len(kept)} of {len(pairs)} pairs exceed {key}.max_length")
     return kept
+
+
+def named(paths: Sequence[Path]) -> str:
+    """Files, in a message."""
+    return ", ".join(map(str, paths))
 
 
 def target(probability: float, *, soft: bool) -> float:

@@ -20,9 +20,9 @@ from solon.trainer.schemas import PREFERENCES, PREFERENCES_EXPORT
 from solon.trainer.similarity import conversation_key
 from solon.trainer.stages.filters import copies
 from solon.trainer.stages.preference_settings import PreferencesConfig
+from solon.trainer.steps import Step, marked
 from solon.trainer.store import Record, RunDirectory
 
-FOLDER = "preferences"
 Split = Literal["train", "test"]
 Row = dict[str, Any]
 
@@ -38,20 +38,20 @@ class Export:
     copies: int
     """Pairs left out because the same two responses were a pair often enough before."""
 
-    def write(self, run: RunDirectory) -> dict[Split, int]:
-        """Put the files in their place; returns how many rows each has.
+    def write(self, run: RunDirectory, step: Step) -> dict[Split, int]:
+        """Put the step's files in their place; returns how many rows each has.
 
         Raises:
             StageFailed: None is left to train on.
         """
         if not self.rows["train"]:
             raise StageFailed(
-                "preferences: no pair of different responses has a verdict and passes the filters, "
-                "so that there is nothing to train on; look at the records in "
-                f"{run.url}/{FOLDER}"
+                f"{step.name}: no pair of different responses has a verdict and passes the "
+                "filters, so that there is nothing to train on; look at the records in "
+                f"{run.url}/{step.name}"
             )
         return {
-            split: run.export(f"preferences/{split}", found + self.given[split], PREFERENCES_EXPORT)
+            split: run.export(f"{step.name}/{split}", found + self.given[split], PREFERENCES_EXPORT)
             for split, found in self.rows.items()
         }
 
@@ -74,24 +74,30 @@ class Export:
 
 
 def collect(
-    run: RunDirectory, config: PreferencesConfig, *, comparisons: Sequence[Prompt], seed: int
+    run: RunDirectory,
+    step: Step,
+    config: PreferencesConfig,
+    *,
+    comparisons: Sequence[Prompt],
+    seed: int,
 ) -> Export:
     """The pairs of all records that have a verdict and pass the filters, split by prompt.
 
     Args:
         run: Has the records.
+        step: Whose.
         config: The stage's.
         comparisons: Prompts with pairs of which the better is known, to draw from.
-        seed: The run's.
+        seed: Of the draw.
 
     Raises:
         PromptError: A file of comparisons is not there any more.
     """
     most = config.filters.max_copies
-    out = copied(run, most)
+    out = copied(run, step, most)
     rows: dict[Split, list[Row]] = {"train": [], "test": []}
-    for record in run.parts(FOLDER, PREFERENCES).records():
-        kept = (row for row in pairs_of(record) if row["id"] not in out)
+    for record in run.parts(step.name, PREFERENCES).records():
+        kept = (row for row in pairs_of(record, step) if row["id"] not in out)
         rows[split_of(record["prompt"], config.test_share)].extend(kept)
     digests = {name: source_digest(name) for name in {one.source for one in comparisons}}
     pool = [row for one in comparisons for row in _given_of(one, config, digests[one.source])]
@@ -100,12 +106,12 @@ def collect(
     return Export(rows=rows, given=given, copies=len(out))
 
 
-def copied(run: RunDirectory, most: int | None) -> frozenset[str]:
+def copied(run: RunDirectory, step: Step, most: int | None) -> frozenset[str]:
     """Ids of the pairs that the filter ``max_copies`` leaves out, which no record knows alone."""
     if most is None:
         return frozenset()
-    records = run.parts(FOLDER, PREFERENCES).records()
-    return frozenset(copies((row for record in records for row in pairs_of(record)), most))
+    records = run.parts(step.name, PREFERENCES).records()
+    return frozenset(copies((row for record in records for row in pairs_of(record, step)), most))
 
 
 def split_of(prompt: Sequence[Mapping[str, str]], test_share: float) -> Split:
@@ -117,7 +123,7 @@ def split_of(prompt: Sequence[Mapping[str, str]], test_share: float) -> Split:
     return "test" if derive_seed(0, "split", key) < test_share * 2**64 else "train"
 
 
-def pairs_of(record: Record) -> Iterator[Row]:
+def pairs_of(record: Record, step: Step) -> Iterator[Row]:
     """The rows of PREFERENCES_EXPORT that come of a record: verdicts that no filter left out."""
     for pair in record["comparisons"]:
         probability = pair["probability_a"]
@@ -127,7 +133,7 @@ def pairs_of(record: Record) -> Iterator[Row]:
         if probability < 0.5:
             chosen, rejected, probability = rejected, chosen, 1 - probability
         yield {
-            "id": f"{record['id']}:{pair['a']}-{pair['b']}",
+            "id": row_id(record, pair, step),
             "source": record["source"],
             "row": record["row"],
             "source_digest": None,
@@ -136,6 +142,11 @@ def pairs_of(record: Record) -> Iterator[Row]:
             "rejected": _said(record["responses"][rejected]["text"]),
             "probability": probability,
         }
+
+
+def row_id(record: Record, pair: Record, step: Step) -> str:
+    """What a judged pair is called: ``PROMPT:0-1``, in the second iteration ``PROMPT:0-1:i2``."""
+    return marked(f"{record['id']}:{pair['a']}-{pair['b']}", step.iteration)
 
 
 def _given_of(prompt: Prompt, config: PreferencesConfig, digest: str) -> Iterator[Row]:

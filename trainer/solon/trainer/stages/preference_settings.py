@@ -90,8 +90,8 @@ class PairFilters(Settings):
     consistent_orders: bool = False
     """Leave out pairs on which the two orders disagree. Reason: follows_position."""
     max_copies: PositiveInt | None = None
-    """How often the same two responses may be a pair over all prompts, 1 or more, the first by
-    prompt id being kept; None is off. Reason: copy."""
+    """How often the same two responses may be a pair over all prompts of an iteration, 1 or more,
+    the first by prompt id being kept; None is off. Reason: copy."""
 
 
 class GivenConfig(Settings):
@@ -99,19 +99,24 @@ class GivenConfig(Settings):
 
     share: float = Field(default=0.0, ge=0, lt=1)
     """Part of all pairs, of the training and of the test split, that is given, in [0, 1); drawn
-    anew by the run's seed. In the paper about 0.43 (135,296 beside 182,831)."""
+    anew by the run's seed, and in each iteration. In the paper about 0.43 (135,296 beside
+    182,831)."""
     probability: float = Field(default=1.0, gt=0.5, le=1)
     """Label of a given pair: that the response it prefers is better, in (0.5, 1]; below 1 for
     people who may be wrong."""
 
 
 class PreferencesConfig(Settings):
-    """Pairs of the SL model's responses, labelled by the judge (section 4.1 of the paper)."""
+    """Pairs of the SL model's responses, labelled by the judge (section 4.1 of the paper).
+
+    In later iterations they are the RL model's.
+    """
 
     source: Literal["samples", "revisions", "both"] = "samples"
     """Where the responses of a pair come from: ``samples`` of the SL model (the paper's);
     ``revisions``, each prompt's last one against its first response, which costs no generation; or
-    ``both``. ``responses``, ``pairs``, ``selection`` and ``temperatures`` are of samples."""
+    ``both``. ``responses``, ``pairs``, ``selection`` and ``temperatures`` are of samples. Revisions
+    are compared in the first iteration alone."""
     responses: int = Field(default=2, ge=2, le=16)
     """Responses drawn from the SL model for every prompt, 2 to 16."""
     pairs: PositiveInt = 1

@@ -1,11 +1,11 @@
 """The stage that makes the preference model's data: pairs of responses, labelled by the judge.
 
-The SL model answers every prompt n times, at one temperature or several; different answers, or a
-revision and what it revises, are compared by the constitution, in both orders, and the
-probabilities are kept soft. Method: Bai et al. 2022 (2212.08073), section 4.1; both orders as in
-Lee et al. 2023 (2309.00267), section 2.1. A comparison without a verdict, or that a filter leaves
-out, is kept as such, counted, and never trained on. Knows nothing of training or of any ground
-truth.
+The SL model, in later iterations the RL model, answers every prompt n times, at one temperature or
+several; different answers, or a revision and what it revises, are compared by the constitution, in
+both orders, and the probabilities are kept soft. Method: Bai et al. 2022 (2212.08073), section 4.1;
+both orders as in Lee et al. 2023 (2309.00267), section 2.1. A comparison without a verdict, or that
+a filter leaves out, is kept as such, counted, and never trained on. Knows nothing of training or of
+any ground truth.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from solon.trainer.stages import candidates, filters, judging, rows
 from solon.trainer.stages.candidates import Item, Pair
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.stages.preference_counts import Counts
-from solon.trainer.stages.preference_export import FOLDER, collect
+from solon.trainer.stages.preference_export import collect
 from solon.trainer.stages.work import make_records
 from solon.trainer.store import Record
 
@@ -33,9 +33,9 @@ async def run(context: StageContext) -> Summary:
             is left to train on.
         TrainerError, SolonError: As the store and the services raise.
     """
-    config = context.config.preferences
+    config, folder = context.config.preferences, context.step.name
     items = candidates.items(context)
-    parts = context.run.parts(FOLDER, PREFERENCES)
+    parts = context.run.parts(folder, PREFERENCES)
     done = parts.ids()
     counts = Counts(
         config,
@@ -59,9 +59,9 @@ async def run(context: StageContext) -> Summary:
         on_record=on_record,
     )
     given = context.prompts["comparisons"].prompts
-    export = collect(context.run, config, comparisons=given, seed=context.config.seed)
+    export = collect(context.run, context.step, config, comparisons=given, seed=context.seed)
     counts.end(export.copies)
-    exported = export.write(context.run)
+    exported = export.write(context.run, context.step)
     summary = {
         "prompts": len(items),
         **counts.figures(),
@@ -74,7 +74,7 @@ async def run(context: StageContext) -> Summary:
 
 async def _make(context: StageContext, item: Item) -> Record:
     config, prompt = context.config.preferences, item.prompt
-    seed = derive_seed(context.config.seed, FOLDER, prompt.id)
+    seed = derive_seed(context.seed, "preferences", prompt.id)
     responses, policy = await candidates.responses_of(context, item, seed)
     ranking = await _rank(context, prompt, responses, seed)
     order = [one["response"] for one in ranking if one["strength"] is not None]
@@ -139,11 +139,13 @@ def _tell(context: StageContext, summary: dict[str, Any]) -> None:
     for key, what in (("no_verdict", "have no verdict"), ("dropped", "are left out by filters")):
         if summary[key]:
             listed = ", ".join(f"{n} {reason}" for reason, n in summary[key].items())
-            context.progress.note(f"preferences: of {summary['pairs']:,} pairs {what}: {listed}")
+            context.progress.note(
+                f"{context.step.name}: of {summary['pairs']:,} pairs {what}: {listed}"
+            )
     given, share = summary["given"]["train"], context.config.preferences.given.share
     # rounding aside
     if given + 1 < summary["exported"]["train"] * share:
         context.progress.note(
-            f"preferences: prompts.comparisons has {given:,} training pairs, fewer than "
+            f"{context.step.name}: prompts.comparisons has {given:,} training pairs, fewer than "
             f"preferences.given.share = {share!r} asks for"
         )

@@ -34,6 +34,7 @@ from solon.trainer.stages.pairs import (
     Agreement,
     Pair,
     agreement,
+    named,
     read_pairs,
     read_test_pairs,
     soft_cross_entropy,
@@ -93,8 +94,8 @@ def train_reward(
     config: RewardConfig,
     *,
     base_model: str,
-    data: Path,
-    test_data: Path,
+    data: Sequence[Path],
+    test_data: Sequence[Path],
     output: Path,
     checkpoints: Path,
     seed: int,
@@ -106,8 +107,8 @@ def train_reward(
     Args:
         config: All that can be set.
         base_model: A causal language model's directory or name on the hub.
-        data: Parquet with ``prompt``, ``chosen``, ``rejected`` (lists of ``{"role", "content"}``)
-            and ``probability``, that ``chosen`` is better.
+        data: Parquet files with ``prompt``, ``chosen``, ``rejected`` (lists of ``{"role",
+            "content"}``) and ``probability``, that ``chosen`` is better: all are trained on.
         test_data: The same, for the figures; may not exist.
         output: Where the model's directory appears, ``reward_statistics.json`` and
             ``figures.json`` in it, and the adapter's directory if there is one.
@@ -171,13 +172,13 @@ def train_reward(
     return metrics
 
 
-def _of_half(pairs: Sequence[Pair], half: int | None, data: Path) -> list[Pair]:
+def _of_half(pairs: Sequence[Pair], half: int | None, data: Sequence[Path]) -> list[Pair]:
     found = [pair for pair in pairs if half is None or pair.half == half]
     if not found:
         raise RunDirectoryError(
-            f"{data}: expected pairs on enough prompts for two models, got {len(pairs)} pairs of "
-            "which one half of the prompts has none; set reward.test_model=false, or give more "
-            "prompts"
+            f"{named(data)}: expected pairs on enough prompts for two models, got {len(pairs)} "
+            "pairs of which one half of the prompts has none; set reward.test_model=false, or give "
+            "more prompts"
         )
     return found
 

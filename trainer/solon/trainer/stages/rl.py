@@ -63,6 +63,7 @@ def train_rl(
     episodes: Parts,
     seed: int,
     report: Report,
+    iteration: int = 1,
 ) -> dict[str, float]:
     """Train ``base_model`` (the SL model) by RL and publish the result at ``output``.
 
@@ -76,6 +77,7 @@ def train_rl(
         episodes: Gets a record of each episode (``schemas.EPISODES``).
         seed: In [0, 2**64); same seed, same model.
         report: Told of every batch.
+        iteration: Of the run, which the episodes' ids name.
 
     Returns:
         The last batch's metrics; empty if a checkpoint held all batches.
@@ -103,6 +105,7 @@ def train_rl(
         judge=sources.judge,
         share=config.kept_episodes,
         seed=seed,
+        iteration=iteration,
     )
     log.start(ppo)
     metrics: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """A training stage as a process: ``python -m solon.trainer.stages.worker STAGE --run DIR``.
 
-Speaks JSON lines on stdout and nothing else::
+In a later iteration with ``--iteration N``. Speaks JSON lines on stdout and nothing else::
 
     {"event": "progress", "stage": "rl", "done": 12, "total": 80, "metrics": {...}}
     {"event": "message", "text": "..."}
@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeAlias
@@ -35,22 +36,14 @@ from solon.trainer.config import RunConfig, load_run_config, model_source
 from solon.trainer.course import learns_by
 from solon.trainer.errors import RunDirectoryError, StageFailed, StoreError, TrainerError, UserError
 from solon.trainer.ranks import from_all, joined, rank
+from solon.trainer.steps import MOST_ITERATIONS, Step
 
 if TYPE_CHECKING:
     from solon.trainer.stages.judge_scores import Judge
 
 _SFT_DATA = "export/sft/train.parquet"
-_PAIRS = "export/preferences/train.parquet"
-_TEST_PAIRS = "export/preferences/test.parquet"
 _RL_PROMPTS = "export/rl_prompts/train.parquet"
-_SL, _REWARD, _RL = "models/sl", "models/reward", "models/rl"
-_REWARD_TEST = "models/reward_test"
-_NEEDS: Mapping[str, Mapping[str, str]] = {
-    "sft": {_SFT_DATA: "revisions"},
-    "reward": {_SL: "sft", _PAIRS: "preferences"},
-    "rl": {_SL: "sft", _REWARD: "reward", _RL_PROMPTS: "preferences"},
-}
-"""Stage -> what it reads -> the stage that makes it."""
+_SL = "models/sl"
 _FULL_DISK = ("No space left", "os error 28", "Disk quota exceeded")
 
 
@@ -59,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="solon.trainer.stages.worker", description=__doc__)
     parser.add_argument("stage", choices=sorted(_STAGES))
     parser.add_argument("--run", type=Path, required=True, help="the run directory")
+    parser.add_argument(
+        "--iteration", type=int, default=1, choices=range(1, MOST_ITERATIONS + 1), help="which"
+    )
     parser.add_argument(
         "--judge",
         action="append",
@@ -72,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     events = _Events(_take_stdout())
     try:
+        step = Step(arguments.stage, arguments.iteration)
         judges = dict(one.split("=", 1) for one in arguments.judge)
-        metrics = _run(arguments.stage, arguments.run, events, judges, arguments.rendezvous)
+        metrics = _run(step, arguments.run, events, judges, arguments.rendezvous)
     except TrainerError as error:
         events.failure(str(error), user_error=isinstance(error, UserError))
         return error.exit_code
@@ -103,41 +100,57 @@ def _disk_is_full(error: Exception) -> bool:
 
 
 def _run(
-    stage: str,
+    step: Step,
     run: Path,
     events: _Events,
     judges: Mapping[str, str],
     rendezvous: str | None = None,
 ) -> dict[str, float]:
     config = load_run_config(run)
-    for path, maker in _needs(stage, config).items():
+    for path, maker in _needs(step, config).items():
         if not (run / path).exists():
             raise RunDirectoryError(
                 f"{run / path}: expected what the {maker} stage makes, it does not exist; run it"
             )
     _quieten_libraries()
-    checkpoints = run / "checkpoints" / stage
+    checkpoints = run / "checkpoints" / step.name
     checkpoints.mkdir(parents=True, exist_ok=True)
     first = rank() == 0
-    report = _RunReport(stage, run / "metrics.jsonl", events) if first else _Silence()
-    key, settings = learns_by(config, stage)
+    report = (
+        _RunReport(step.name, run / "metrics.jsonl", events, key=step.stage)
+        if first
+        else _Silence()
+    )
+    job = _Job(step=step, config=config, run=run, checkpoints=checkpoints, report=report)
+    key, settings = learns_by(config, step.stage)
     with joined(settings.processes, key=key, rendezvous=rendezvous):
-        metrics = _trains(stage, config, judges)(config, run, checkpoints, report)
+        metrics = _trains(step, config, judges)(job)
     if first:
         shutil.rmtree(checkpoints)
     return metrics
 
 
-def _needs(stage: str, config: RunConfig) -> dict[str, str]:
-    if stage == "rl" and config.rl.algorithm == "dpo":
-        return {_SL: "sft", _PAIRS: "preferences"}
-    without_model = stage == "rl" and not config.rl.has_reward_model
-    return {p: maker for p, maker in _NEEDS[stage].items() if not (without_model and p == _REWARD)}
+def _needs(step: Step, config: RunConfig) -> dict[str, str]:
+    """What the step reads -> the stage that makes it."""
+    if step.stage == "sft":
+        return {_SFT_DATA: "revisions"}
+    pairs = {_pairs(step, "train"): "preferences"}
+    if step.stage == "reward":
+        return {_SL: "sft"} | pairs
+    if config.rl.algorithm == "dpo":
+        return {f"models/{step.policy}": "sft" if step.iteration == 1 else "rl"} | pairs
+    scored = {f"models/{step.of('reward').model}": "reward"} if config.rl.has_reward_model else {}
+    return {_SL: "sft", _RL_PROMPTS: "preferences"} | scored
 
 
-def _trains(stage: str, config: RunConfig, judges: Mapping[str, str]) -> Train:
-    if stage != "rl":
-        return _STAGES[stage]
+def _pairs(step: Step, split: str) -> str:
+    """The pairs of the step's iteration."""
+    return f"export/{step.of('preferences').name}/{split}.parquet"
+
+
+def _trains(step: Step, config: RunConfig, judges: Mapping[str, str]) -> Train:
+    if step.stage != "rl":
+        return _STAGES[step.stage]
     return _dpo if config.rl.algorithm == "dpo" else partial(_rl, judges=judges)
 
 
@@ -164,103 +177,102 @@ def _heavy_import() -> Iterator[None]:
             gc.enable()
 
 
-def _sft(config: RunConfig, run: Path, checkpoints: Path, report: StageReport) -> dict[str, float]:
+def _sft(job: _Job) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.stages.sft import train_sft  # noqa: PLC0415
 
+    config = job.config
     from_policy = config.sft.chat_format == "policy"
     return train_sft(
         config.sft,
         base_model=model_source(config.models.base_for_sft),
-        data=run / _SFT_DATA,
-        output=run / _SL,
-        checkpoints=checkpoints,
-        seed=config.seed,
-        report=report,
+        data=job.run / _SFT_DATA,
+        output=job.output,
+        checkpoints=job.checkpoints,
+        seed=job.seed,
+        report=job.report,
         chat_model=model_source(config.models.policy) if from_policy else None,
     )
 
 
-def _reward(
-    config: RunConfig, run: Path, checkpoints: Path, report: StageReport
-) -> dict[str, float]:
+def _reward(job: _Job) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.stages.reward import FIGURES, train_reward  # noqa: PLC0415
 
+    # of all iterations so far
+    steps = [Step("reward", iteration) for iteration in range(1, job.step.iteration + 1)]
+
     def trained(output: Path, checkpoints: Path, half: int | None, report: StageReport) -> None:
         train_reward(
-            config.reward,
-            base_model=str(run / _SL),
-            data=run / _PAIRS,
-            test_data=run / _TEST_PAIRS,
+            job.config.reward,
+            base_model=str(job.run / _SL),
+            data=[job.run / _pairs(step, "train") for step in steps],
+            test_data=[job.run / _pairs(step, "test") for step in steps],
             output=output,
             checkpoints=checkpoints,
-            seed=derive_seed(config.seed, "test-model") if half else config.seed,
+            seed=derive_seed(job.seed, "test-model") if half else job.seed,
             report=report,
             half=half,
         )
 
-    def figures(model: str) -> dict[str, float]:
-        text = (run / model / FIGURES).read_text(encoding="utf-8")
+    def figures(model: Path) -> dict[str, float]:
+        text = (model / FIGURES).read_text(encoding="utf-8")
         found: dict[str, float] = json.loads(text)["metrics"]
         return found
 
-    if not config.reward.test_model:
-        trained(run / _REWARD, checkpoints, None, report)
-        return figures(_REWARD)
+    if not job.config.reward.test_model:
+        trained(job.output, job.checkpoints, None, job.report)
+        return figures(job.output)
     # first, since the stage is over when the other is there
-    if not (run / _REWARD_TEST).exists():
-        trained(run / _REWARD_TEST, checkpoints / "test", 1, report.of("reward_test"))
-    trained(run / _REWARD, checkpoints, 0, report)
-    of_test = {f"test_model/{name}": value for name, value in figures(_REWARD_TEST).items()}
-    return figures(_REWARD) | of_test
+    if not job.reward_test.exists():
+        trained(job.reward_test, job.checkpoints / "test", 1, job.report.of(job.reward_test.name))
+    trained(job.output, job.checkpoints, 0, job.report)
+    of_test = {f"test_model/{name}": value for name, value in figures(job.reward_test).items()}
+    return figures(job.output) | of_test
 
 
-def _rl(
-    config: RunConfig,
-    run: Path,
-    checkpoints: Path,
-    report: StageReport,
-    judges: Mapping[str, str] | None = None,
-) -> dict[str, float]:
+def _rl(job: _Job, judges: Mapping[str, str] | None = None) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.schemas import EPISODES  # noqa: PLC0415
         from solon.trainer.stages.rewards import Sources  # noqa: PLC0415
         from solon.trainer.stages.rl import train_rl  # noqa: PLC0415
-        from solon.trainer.store import EPISODES_FOLDER, RunDirectory  # noqa: PLC0415
+        from solon.trainer.store import RunDirectory  # noqa: PLC0415
 
-    with _judge(config, run, judges or {}, report) as connected:
+    config = job.config
+    reward = job.run / "models" / job.step.of("reward").model
+    with _judge(config, job.run, judges or {}, job.report) as connected:
         return train_rl(
             config.rl,
-            base_model=str(run / _SL),
+            base_model=str(job.run / _SL),
             sources=Sources(
-                reward_model=str(run / _REWARD) if config.rl.has_reward_model else None,
+                reward_model=str(reward) if config.rl.has_reward_model else None,
                 reward_device=config.services.reward_device,
                 judge=connected,
-                test_model=str(run / _REWARD_TEST) if (run / _REWARD_TEST).exists() else None,
+                test_model=str(job.reward_test) if job.reward_test.exists() else None,
             ),
-            data=run / _RL_PROMPTS,
-            output=run / _RL,
-            checkpoints=checkpoints,
-            episodes=RunDirectory(str(run)).parts(EPISODES_FOLDER, EPISODES),
-            seed=config.seed,
-            report=report,
+            data=job.run / _RL_PROMPTS,
+            output=job.output,
+            checkpoints=job.checkpoints,
+            episodes=RunDirectory(str(job.run)).parts(job.step.name, EPISODES),
+            seed=job.seed,
+            report=job.report,
+            iteration=job.step.iteration,
         )
 
 
-def _dpo(config: RunConfig, run: Path, checkpoints: Path, report: StageReport) -> dict[str, float]:
+def _dpo(job: _Job) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.stages.dpo import train_dpo  # noqa: PLC0415
 
     return train_dpo(
-        config.dpo,
-        base_model=str(run / _SL),
-        data=run / _PAIRS,
-        test_data=run / _TEST_PAIRS,
-        output=run / _RL,
-        checkpoints=checkpoints,
-        seed=config.seed,
-        report=report,
+        job.config.dpo,
+        base_model=str(job.run / "models" / job.step.policy),
+        data=[job.run / _pairs(job.step, "train")],
+        test_data=[job.run / _pairs(job.step, "test")],
+        output=job.output,
+        checkpoints=job.checkpoints,
+        seed=job.seed,
+        report=job.report,
     )
 
 
@@ -305,15 +317,13 @@ class _Events:
 class _RunReport:
     """Progress as events, metrics also as rows of ``metrics.jsonl``."""
 
-    def __init__(
-        self, stage: str, metrics: Path, events: _Events, *, key: str | None = None
-    ) -> None:
-        """``key``: the stage's part of the configuration; None: it has the stage's name."""
-        self._stage, self._metrics, self._events = stage, metrics, events
-        self._key = key or stage
+    def __init__(self, step: str, metrics: Path, events: _Events, *, key: str) -> None:
+        """``step``: how rows name it; ``key``: the stage's part of the configuration."""
+        self._step, self._metrics, self._events = step, metrics, events
+        self._key = key
 
     def of(self, name: str) -> _RunReport:
-        """The same for another model of the stage, whose rows and events have its own name."""
+        """The same for another model of the step, whose rows and events have its own name."""
         return _RunReport(name, self._metrics, self._events, key=self._key)
 
     def start(self, done: int) -> None:
@@ -330,20 +340,20 @@ class _RunReport:
         if not line.endswith("\n"):
             return True  # a kill cut it short
         row = json.loads(line)
-        return bool(row["stage"] == self._stage and row["step"] > done)
+        return bool(row["stage"] == self._step and row["step"] > done)
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """One event and one row."""
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             raise StageFailed(
-                f"{self._stage}: {broken[0]} is {metrics[broken[0]]!r} at step {done} of {total}: "
+                f"{self._step}: {broken[0]} is {metrics[broken[0]]!r} at step {done} of {total}: "
                 f"training diverged; lower {self._key}.learning_rate"
             )
         self._events.send(
-            event="progress", stage=self._stage, done=done, total=total, metrics=dict(metrics)
+            event="progress", stage=self._step, done=done, total=total, metrics=dict(metrics)
         )
-        row = {"stage": self._stage, "step": done, "time": time.time(), **metrics}
+        row = {"stage": self._step, "step": done, "time": time.time(), **metrics}
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -370,7 +380,33 @@ class _Silence:
 
 
 StageReport: TypeAlias = _RunReport | _Silence
-Train = Callable[[RunConfig, Path, Path, StageReport], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """One step to be made."""
+
+    step: Step
+    config: RunConfig
+    run: Path
+    checkpoints: Path
+    report: StageReport
+
+    @property
+    def seed(self) -> int:
+        return self.step.seed(self.config.seed)
+
+    @property
+    def output(self) -> Path:
+        return self.run / "models" / self.step.model
+
+    @property
+    def reward_test(self) -> Path:
+        """The held-out reward model of the iteration, which there need not be."""
+        return self.run / "models" / self.step.at("reward_test")
+
+
+Train = Callable[[_Job], dict[str, float]]
 
 _STAGES: Mapping[str, Train] = {
     "sft": _sft,
