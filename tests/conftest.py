@@ -19,6 +19,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, Sam
 # before torch is imported, here and in what tests start: on models as small as theirs more threads
 # gain nothing, and beside other work they wait for one another (ten times as long, measured)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# where a test asks for two all the same, the one that waits leaves its core to others
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 LONG = ("end_to_end", "training")
