@@ -164,7 +164,7 @@ def test_ctrl_c_says_how_to_go_on(rows: Path, services: list[str], tmp_path: Pat
 
 def test_what_rows_share_is_counted_once(tmp_path: Path) -> None:
     ablation = load_ablation("sandbox")
-    names = ["base", "hard-labels", "one-order", "rounds-4", "no-critique"]
+    names = ["base", "hard-labels", "one-order", "rounds-1", "no-critique"]
     variants = make_variants(ablation, tmp_path, seeds=(0,))
     plan = Plan([one for one in variants if one.row in names])
     assert dict(plan.left()) == {

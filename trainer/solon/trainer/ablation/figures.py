@@ -19,6 +19,7 @@ from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.filters import prefers_position
 from solon.trainer.stages.measures import RATES, is_right
 from solon.trainer.stages.preference_export import row_id
+from solon.trainer.stages.rows import was_judged
 from solon.trainer.state import RunState
 from solon.trainer.steps import ITERATED, Step
 from solon.trainer.store import Record, RunDirectory
@@ -137,7 +138,7 @@ def _judged(run: RunDirectory) -> Iterator[tuple[str, Record, Record]]:
             continue
         for record in run.parts(step.name, PREFERENCES).records():
             for pair in record["comparisons"]:
-                if pair["principles"]:
+                if was_judged(pair):
                     yield row_id(record, pair, step), record, pair
 
 
