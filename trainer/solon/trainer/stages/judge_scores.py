@@ -30,10 +30,10 @@ from solon.trainer.failures import explain
 from solon.trainer.fleet import Fleet, open_fleet
 from solon.trainer.roster import roster
 from solon.trainer.stages import rows
-from solon.trainer.stages.preference_settings import PanelConfig
-from solon.trainer.stages.work import Share, work_through
+from solon.trainer.stages.work import shares_of_judges, work_through
 
 _MADE = "made"
+_UNSCORED = "rl: responses that {} did not score"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,9 @@ class Judge:
         # its share of what several processes may ask at once, and of what they make
         self._in_flight = max(1, config.services.in_flight // config.rl.processes)
         episodes = config.rl.batches * config.rl.batch_size // config.rl.processes
-        self._votes = {} if self._panel is None else _shares(self._panel, episodes)
+        self._votes = (
+            {} if self._panel is None else shares_of_judges(self._panel, _UNSCORED, episodes)
+        )
         self._silent: Counter[tuple[str, str]] = Counter()
         self.outcomes: Counter[str] = Counter()
         """``made``, or why there is no score -> responses so far."""
@@ -183,19 +185,6 @@ class Judge:
             assert principle.score is not None
             total += principle.weight * (2 * (principle.score - least) / (most - least) - 1)
         return total / sum(principle.weight for principle in scored)
-
-
-def _shares(config: PanelConfig, episodes: int) -> dict[str, Share]:
-    """Judge -> calls, and those that failed."""
-    return {
-        name: Share(
-            what=f"rl: responses that the judge {name!r} did not score",
-            key="preferences.panel.max_failed_share",
-            limit=config.max_failed_share,
-            total=episodes,
-        )
-        for name in config.judges
-    }
 
 
 @contextmanager

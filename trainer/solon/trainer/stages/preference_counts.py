@@ -15,7 +15,7 @@ from solon.client.panel import cohen_kappa, kappa_of_votes
 from solon.trainer.stages import candidates, rows
 from solon.trainer.stages.filters import Dropped, prefers_position
 from solon.trainer.stages.preference_settings import PanelConfig, PreferencesConfig
-from solon.trainer.stages.work import Share
+from solon.trainer.stages.work import Share, shares_of_judges
 from solon.trainer.store import Record
 
 _FOLLOWS = "follow the position"
@@ -120,15 +120,9 @@ class _Panel:
         self._votes: list[list[float | None]] = []
         self._agreements: list[float] = []
         self._outcomes: dict[str, Counter[str]] = {name: Counter() for name in config.judges}
-        self._failed = {
-            name: Share(
-                what=f"preferences: comparisons that the judge {name!r} did not answer",
-                key="preferences.panel.max_failed_share",
-                limit=config.max_failed_share,
-                total=pairs,
-            )
-            for name in config.judges
-        }
+        self._failed = shares_of_judges(
+            config, "preferences: comparisons that {} did not answer", pairs
+        )
 
     def add(self, pair: Record) -> None:
         self._votes.append([vote["probability_a"] for vote in pair["votes"]])

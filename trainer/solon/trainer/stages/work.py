@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from solon import tracing
 from solon.trainer.errors import StageFailed
+from solon.trainer.stages.preference_settings import PanelConfig
 from solon.trainer.stages.settings import StoreConfig
 from solon.trainer.store import Parts, Record
 
@@ -166,3 +167,22 @@ class Share:
                 f"{self._limit!r} allows. Look at the records and at max_tokens, use a better "
                 "model, or raise the limit and run again with --resume"
             )
+
+
+def shares_of_judges(config: PanelConfig, what: str, total: int) -> dict[str, Share]:
+    """Judge of the panel -> its calls, of which too many failed ones end the stage.
+
+    Args:
+        config: The panel's, with the limit.
+        what: What a failed call is, in words, with ``{}`` for the judge.
+        total: How many calls each will get.
+    """
+    return {
+        name: Share(
+            what=what.format(f"the judge {name!r}"),
+            key="preferences.panel.max_failed_share",
+            limit=config.max_failed_share,
+            total=total,
+        )
+        for name in config.judges
+    }
