@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from solon.chat import Conversation, Message
 from solon.engine.base import InvalidInput, Scored
-from solon.engine.hf.prefixes import share, tails
+from solon.engine.hf.prefixes import Pack, Tree, share
 from solon.engine.hf.text import Codec
-from tests.engine.conftest import Reference, make_tokenizer, running
+from tests.engine.conftest import Reference, make_model, make_tokenizer, running
 
 CONTINUATIONS = ["(A)", "(B)", "(A) is better because it waits", "bread"]
 SHARED = "Which response is better? " + "Mix flour and water, then wait for the yeast. " * 3
@@ -138,22 +139,53 @@ def test_a_continuation_that_would_merge_into_the_prompt_is_tokenized_alone() ->
     assert codec.continuation("<|assistant|>", "response") == tuple(joint)
 
 
-def test_the_tree_spells_every_sequence_and_shares_what_is_long_enough() -> None:
-    long = list(range(100, 140))
-    sequences = [[*long, 1, 2], [*long, 1, 3, 4], [*long], [5, 6], [5, 7], [5, 7], []]
-    tree = share(sequences)
-    for ids, leaf in zip(sequences, tree.leaf, strict=True):
-        spelt: list[int] = []
-        node = leaf
-        while node is not None:
-            spelt = [*tree.nodes[node].tokens, *spelt]
-            assert tree.nodes[node].end - len(tree.nodes[node].tokens) == tree.nodes[node].start
-            node = tree.nodes[node].parent
-        assert spelt == ids
-    assert tree.tokens == 40 + 2 + 3 + 2 + 2
+def spelt(tree: Tree, pack: Pack, place: int) -> list[int]:
+    """The tokens up to a place of a pack, by the way that they see each other."""
+    ids: list[int] = []
+    while place >= 0:
+        ids, place = [pack.tokens[place], *ids], pack.before[place]
+    node = pack.parent
+    while node is not None:
+        assert tree.nodes[node].end - len(tree.nodes[node].tokens) == tree.nodes[node].start
+        ids, node = [*tree.nodes[node].tokens, *ids], tree.nodes[node].parent
+    return ids
 
 
-def test_one_row_serves_all_continuations_that_begin_with_it() -> None:
-    rows, row_of = tails(9, [(1, 2), (1, 3), (1,), (4, 5, 6)])
-    assert rows == [[9, 4, 5], [9, 1]]
-    assert row_of == [1, 1, 0, 0]
+@pytest.mark.parametrize("pack_tokens", [1, 8, 1000])
+def test_the_tree_spells_every_prompt_and_continuation_and_shares_what_they_share(
+    pack_tokens: int,
+) -> None:
+    long = list(range(100, 200))
+    prompts = [[*long, 1, 2], [*long, 1, 3, 4], [*long], [5, 6], [5, 7], [5, 7], [5], [*range(400)]]
+    options = [(1, 2), (1, 3), (1,), (4, 5, 6)]
+    tree = share(prompts, [options] * len(prompts), pack_tokens=pack_tokens)
+    read = {}
+    for pack in tree.packs:
+        positions, visible = pack.positions(), pack.visible()
+        for one in pack.reads:
+            for step, place in enumerate(one.places):
+                before = spelt(tree, pack, place)
+                assert before == [*prompts[one.prompt], *options[one.continuation][:step]]
+                assert positions[place] == len(before) - 1
+                assert visible[place].sum() == len(before) - pack.start
+            read[one.prompt, one.continuation] = one.tokens
+    assert read == {(p, c): ids for p in range(len(prompts)) for c, ids in enumerate(options)}
+    assert [node.tokens for node in tree.nodes] == [tuple(range(399)), tuple(range(100, 199))]
+    if pack_tokens == 1000:
+        # 199; then 1, of which 2 and 3, 4; then 5, of which 6 and 7; and 399
+        assert tree.prompt_tokens == 399 + 99 + 1 + 1 + 1 + 2 + 1 + 2 + 1
+
+
+async def test_prompts_too_long_for_a_pack_are_scored_together_as_they_are_alone(
+    tmp_path: Path,
+) -> None:
+    path = make_model(tmp_path, context=2048)
+    model = LlamaForCausalLM.from_pretrained(path).eval()
+    reference = Reference(path, model, make_tokenizer())
+    prompts = [Conversation.from_user(f"{i} " + "yeast and flour " * (20 * i)) for i in (1, 2, 5)]
+    prompts += [Conversation.from_user("yeast " * 150 + f"or {i}") for i in range(3)]
+    async with running(path) as engine:
+        scored = await engine.score(prompts, [CONTINUATIONS] * len(prompts))
+    for prompt, values in zip(prompts, scored.logprobs, strict=True):
+        expected = [naive(reference, prompt, text) for text in CONTINUATIONS]
+        assert values == pytest.approx(expected, abs=2e-4)

@@ -1,6 +1,9 @@
 """What several prompts share, so that it is computed once: a radix tree of token ids.
 
-Knows nothing of models.
+Parts that many prompts share are nodes, each a forward of its own. What is left of the prompts
+after them, with the continuations, is packed: many short branches in one row, in which each token
+sees its own branch only (tree attention, as in Miao et al. 2023, SpecInfer, section 4.2). Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -8,10 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import NamedTuple
 
-_LEAST_SAVED = 16
-"""Tokens that a shared part must save to be worth a step of its own."""
+import numpy as np
+import numpy.typing as npt
+
+_LEAST_SAVED = 64
+"""Tokens that a shared part must save to be worth a forward; packs share the shorter ones."""
+_LONG = 256
+"""What is left of a prompt is a node of its own if it has more tokens: packs are not causal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,52 +39,122 @@ class Node:
         return self.start + len(self.tokens)
 
 
+class Read(NamedTuple):
+    """Where in a pack the probabilities of a continuation's tokens are."""
+
+    prompt: int
+    continuation: int
+    places: tuple[int, ...]
+    """Of the token before each of its own."""
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """Branches that follow one node, or nothing, in one row."""
+
+    parent: int | None
+    start: int
+    """Tokens before it."""
+    tokens: tuple[int, ...]
+    before: tuple[int, ...]
+    """Place of the token before each; -1 where that is the parent's last, or there is none."""
+    reads: tuple[Read, ...]
+    prompt_tokens: int
+    """Tokens that are prompts', not continuations'."""
+
+    def positions(self) -> list[int]:
+        """Of each token in its own sequence."""
+        found: list[int] = []
+        for before in self.before:
+            found.append(self.start if before < 0 else found[before] + 1)
+        return found
+
+    def visible(self) -> npt.NDArray[np.bool_]:
+        """[T, T]: whether the token of the row sees that of the column."""
+        seen = np.eye(len(self.before), dtype=np.bool_)
+        for place, before in enumerate(self.before):
+            if before >= 0:
+                seen[place] |= seen[before]
+        return seen
+
+
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Nodes that together spell the sequences."""
+    """Nodes and packs that together spell the prompts and their continuations."""
 
     nodes: tuple[Node, ...]
-    leaf: tuple[int | None, ...]
-    """For each sequence, the node that ends it; ``None`` for an empty one."""
+    packs: tuple[Pack, ...]
 
     @property
-    def tokens(self) -> int:
-        """Tokens to compute."""
-        return sum(len(node.tokens) for node in self.nodes)
+    def prompt_tokens(self) -> int:
+        """Tokens of prompts to compute."""
+        nodes = sum(len(node.tokens) for node in self.nodes)
+        return nodes + sum(pack.prompt_tokens for pack in self.packs)
 
 
-def share(sequences: Sequence[Sequence[int]]) -> Tree:
-    """Build the tree of token sequences. Equal sequences share all their nodes."""
-    builder = _Builder(sequences)
-    members = [i for i, ids in enumerate(sequences) if ids]
-    if members:
-        builder.grow(members, parent=None, start=0, known=0)
-    return Tree(tuple(builder.nodes), tuple(builder.leaf))
+def share(
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[tuple[int, ...]]],
+    *,
+    pack_tokens: int,
+) -> Tree:
+    """Lay out prompts with their continuations.
+
+    Args:
+        prompts: Token ids, at least one each.
+        continuations: Of each prompt, token ids, at least one each.
+        pack_tokens: A pack has no more, unless one prompt's branch has.
+    """
+    builder = _Builder([prompt[:-1] for prompt in prompts])
+    builder.grow()
+    following: dict[int | None, list[int]] = defaultdict(list)
+    for index, node in enumerate(builder.leaf):
+        following[node].append(index)
+    packs: list[Pack] = []
+    for parent in sorted(following, key=lambda node: -1 if node is None else node):
+        start = 0 if parent is None else builder.nodes[parent].end
+        packer = _Packer(parent, start, pack_tokens)
+        for index in following[parent]:
+            packer.add(index, prompts[index][start:], continuations[index])
+        packs += packer.packs()
+    return Tree(tuple(builder.nodes), tuple(packs))
 
 
 class _Builder:
+    """Finds the nodes of sequences, and for each sequence the node that it goes on from."""
+
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self._sequences = sequences
+        self._lengths = list(map(len, sequences))
+        # one row a sequence, filled up with what is no token, so that rows are compared at once
+        self._ids_P_T = np.full((len(sequences), max(self._lengths)), -1, dtype=np.int64)
+        for row, ids in enumerate(sequences):
+            self._ids_P_T[row, : len(ids)] = ids
         self.nodes: list[Node] = []
         self.leaf: list[int | None] = [None] * len(sequences)
 
-    def grow(self, members: list[int], *, parent: int | None, start: int, known: int) -> None:
-        """Add nodes for ``members``, which agree up to ``known``; the next begins at ``start``."""
-        groups: list[tuple[list[int], int | None, int, int]] = [(members, parent, start, known)]
+    def grow(self) -> None:
+        """Find them all."""
+        groups: list[tuple[list[int], int | None, int, int]]
+        groups = [(list(range(len(self._lengths))), None, 0, 0)]
         while groups:
             members, parent, start, known = groups.pop()
             common = self._common(members, known)
-            ending = [i for i in members if len(self._sequences[i]) == common]
-            saved = (common - start) * (len(members) - 1)
-            if ending or saved >= _LEAST_SAVED:
+            if (common - start) * (len(members) - 1) >= _LEAST_SAVED:
                 parent, start = self._add(members[0], parent, start, common), common
-            for i in ending:
-                self.leaf[i] = parent
             by_next: dict[int, list[int]] = defaultdict(list)
             for i in members:
-                if len(self._sequences[i]) > common:
+                if self._lengths[i] == common or len(members) == 1:
+                    self._end(i, parent, start)
+                else:
                     by_next[self._sequences[i][common]].append(i)
             groups += [(group, parent, start, common) for group in by_next.values()]
+
+    def _end(self, member: int, parent: int | None, start: int) -> None:
+        end = self._lengths[member]
+        long = end - start > _LONG
+        self.leaf[member] = self._add(member, parent, start, end) if long else parent
 
     def _add(self, member: int, parent: int | None, start: int, end: int) -> int:
         depth = 0 if parent is None else self.nodes[parent].depth + 1
@@ -85,34 +163,80 @@ class _Builder:
         return len(self.nodes) - 1
 
     def _common(self, members: Sequence[int], known: int) -> int:
-        common = min(len(self._sequences[i]) for i in members)
-        for a, b in pairwise(members):
-            first, second = self._sequences[a], self._sequences[b]
-            at = known
-            while at < common and first[at] == second[at]:
-                at += 1
-            common = at
-        return common
+        """Tokens in which all agree, of which ``known`` are known to be."""
+        end = min(self._lengths[i] for i in members)
+        if len(members) == 1:
+            return end
+        rows_M_T = self._ids_P_T[members, known:end]
+        differs = (rows_M_T != rows_M_T[0]).any(axis=0)
+        return known + int(differs.argmax()) if differs.any() else end
 
 
-def tails(last: int, continuations: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
-    """The token rows to run after a prompt so that every continuation's tokens can be scored.
+class _Packer:
+    """Fills packs that follow one node, in the order of the prompts."""
 
-    A continuation of m tokens needs the model's output after the prompt's last token and after
-    its own first m - 1; one row serves all continuations whose needs it begins with.
+    def __init__(self, parent: int | None, start: int, most: int) -> None:
+        self._parent, self._start, self._most = parent, start, most
+        self._packs: list[Pack] = []
+        self._tokens: list[int] = []
+        self._before: list[int] = []
+        self._reads: list[Read] = []
+        self._places: dict[tuple[int, int], int] = {}
+        self._of_prompt: set[int] = set()
 
-    Args:
-        last: The prompt's last token.
-        continuations: Token ids, at least one each.
+    def add(
+        self, prompt: int, rest: Sequence[int], continuations: Sequence[tuple[int, ...]]
+    ) -> None:
+        """Add a prompt's branch: what is left of it, then its continuations but for their ends."""
+        held = len(self._tokens)
+        self._insert(prompt, rest, continuations)
+        if held and len(self._tokens) > self._most:
+            self._forget(held, prompt)
+            self._close()
+            self._insert(prompt, rest, continuations)
 
-    Returns:
-        The rows, and for each continuation the index of its row.
-    """
-    needs = [[last, *ids[:-1]] for ids in continuations]
-    rows: list[list[int]] = []
-    for need in sorted(needs, key=len, reverse=True):
-        if not any(row[: len(need)] == need for row in rows):
-            rows.append(need)
-    return rows, [
-        next(i for i, row in enumerate(rows) if row[: len(need)] == need) for need in needs
-    ]
+    def packs(self) -> list[Pack]:
+        """All of them."""
+        if self._tokens:
+            self._close()
+        return self._packs
+
+    def _insert(
+        self, prompt: int, rest: Sequence[int], continuations: Sequence[tuple[int, ...]]
+    ) -> None:
+        place = -1
+        for token in rest:
+            place = self._step(place, token)
+            self._of_prompt.add(place)
+        for index, ids in enumerate(continuations):
+            places = [place]
+            for token in ids[:-1]:
+                places.append(self._step(places[-1], token))
+            self._reads.append(Read(prompt, index, tuple(places), ids))
+
+    def _step(self, before: int, token: int) -> int:
+        key = (before, token)
+        if key not in self._places:
+            self._places[key] = len(self._tokens)
+            self._tokens.append(token)
+            self._before.append(before)
+        return self._places[key]
+
+    def _forget(self, held: int, prompt: int) -> None:
+        """Take out the branch that was added last."""
+        del self._tokens[held:], self._before[held:]
+        self._of_prompt = {place for place in self._of_prompt if place < held}
+        self._reads = [read for read in self._reads if read.prompt != prompt]
+
+    def _close(self) -> None:
+        pack = Pack(
+            parent=self._parent,
+            start=self._start,
+            tokens=tuple(self._tokens),
+            before=tuple(self._before),
+            reads=tuple(self._reads),
+            prompt_tokens=len(self._of_prompt),
+        )
+        self._packs.append(pack)
+        self._tokens, self._before, self._reads = [], [], []
+        self._places, self._of_prompt = {}, set()

@@ -8,7 +8,9 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from solon.engine.hf.attention import install
 from solon.engine.hf.cache import LEAST_KEYS, SlotCache, round_up
 from solon.engine.hf.loading import LoadedModel
+from solon.engine.hf.prefixes import Pack
 
 LEAST_ROWS = 16
 """Token rows of a matrix product, at least: with fewer, kernels add up in another order."""
@@ -28,6 +31,7 @@ class Runner:
     def __init__(self, loaded: LoadedModel) -> None:
         install(loaded.model)
         self._loaded = loaded
+        self._keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
         self.device = loaded.device
         self.tokens = 0
         """Token positions computed since the start, padding not counted."""
@@ -103,6 +107,46 @@ class Runner:
         self.tokens += sum(map(len, rows))
         return output.logits[: len(rows)].float() if logits else None
 
+    def branch(self, cache: SlotCache, start: int, packs: Sequence[Pack]) -> Tensor:
+        """Run packs, each after the keys that its slot from ``start`` on holds already.
+
+        Args:
+            cache: Holds keys 0 .. ``pack.start``-1 of every row; has room for the packs' lengths,
+                rounded up. What the packs add is of no use afterwards.
+            start: The first slot.
+            packs: B packs of equal length after rounding up.
+
+        Returns:
+            Float32 logits [B, W, V] of the W places of ``places`` in each pack.
+        """
+        ids_B_T = self._padded([pack.tokens for pack in packs])
+        width = ids_B_T.shape[1]
+        length = max(LEAST_KEYS, round_up(max(pack.start for pack in packs) + width))
+        offset_B = self.tensor([pack.start for pack in packs])
+        write_B_T = offset_B[:, None] + torch.arange(width, device=self.device)
+        position_B_T = offset_B[:, None].repeat(1, width)
+        visible_B_T_T = torch.eye(width, dtype=torch.bool).repeat(len(packs), 1, 1)
+        for row, pack in enumerate(packs):
+            size = len(pack.tokens)
+            position_B_T[row, :size] = self.tensor(pack.positions())
+            visible_B_T_T[row, :size, :size] = torch.from_numpy(pack.visible())
+        cache.extend(start, write_B_T, length)
+        mask = self._loaded.masks.branches(
+            position_B_T, offset_B, visible_B_T_T.to(self.device), length, self._loaded.dtype
+        )
+        kept_W = self.tensor(places(packs))
+        output = self._loaded.model(
+            input_ids=ids_B_T,
+            position_ids=self._within(position_B_T),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **({"logits_to_keep": kept_W} if self._keeps else {}),
+        )
+        self.tokens += sum(len(pack.tokens) for pack in packs)
+        logits: Tensor = output.logits if self._keeps else output.logits[:, kept_W]
+        return logits.float()
+
     def tensor(self, values: Sequence[int]) -> Tensor:
         """int64 values on the model's device."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -122,3 +166,14 @@ class Runner:
         filled = [[*ids, *([0] * (width - len(ids)))] for ids in rows]
         missing = max(0, -(-LEAST_ROWS // width) - len(rows))
         return self.tensor(filled + [[0] * width] * missing)  # type: ignore[arg-type]
+
+
+def places(packs: Sequence[Pack]) -> list[int]:
+    """The places in packs that run together whose logits are made: all that are read in any.
+
+    Filled up to a multiple of ``GRAIN``: with fewer rows, kernels add up in another order.
+    """
+    read = {place for pack in packs for one in pack.reads for place in one.places}
+    width = round_up(max(len(pack.tokens) for pack in packs))
+    others = (place for place in range(width) if place not in read)
+    return sorted(read | set(islice(others, round_up(len(read)) - len(read))))

@@ -1,18 +1,19 @@
 """Scores continuations of many prompts: shared prefixes once, then all that follows in batches.
 
 The prompts of one call are laid out as a tree of shared parts (``prefixes``), whose levels are
-forwards over the slot cache; a last forward over each prompt's last token and its continuations
-gives all log-probabilities. Calls are computed together but share nothing, and only parts of equal
-shape run together, so that a call's numbers do not depend on which others are in the batch. Knows
-nothing of threads.
+forwards over the slot cache. What is left of them and their continuations are packed in rows that
+run in the slots of the parts that they follow: nothing is copied, and each gives the logits of a
+few places only. Calls are computed together but share nothing, and only rows of equal shape run
+together, so that a call's numbers do not depend on which others are in the batch. Knows nothing of
+threads.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B rows, T tokens, W places that are read, N readings, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,15 +21,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from solon.engine.hf.cache import LEAST_KEYS, round_up
+from solon.engine.hf.cache import GRAIN, LEAST_KEYS, round_up
 from solon.engine.hf.jobs import ScoreJob
-from solon.engine.hf.prefixes import Node, Tree, share, tails
-from solon.engine.hf.runner import LEAST_ROWS, Runner
+from solon.engine.hf.prefixes import Node, Pack, Tree, share
+from solon.engine.hf.runner import LEAST_ROWS, Runner, places
 
 T = TypeVar("T")
 
 _FORWARD_TOKENS = 4096
 """Tokens of one forward, at most, unless one row is longer."""
+_PACK_TOKENS = 256
+"""Of one pack: its tokens also pay for those of other branches, which they do not see."""
+_ALONE = 16
+"""Packs that follow nothing run so many together, in slots that they leave to the next ones."""
+
+PartLogprobs = list[list[float]]
+"""[prompt][continuation]; NaN where the logits were not finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,26 +48,19 @@ class Part:
     last: int
     """Prompts ``first`` .. ``last - 1`` of the call."""
     tree: Tree
-    """Of the prompts without their last tokens."""
-    slots: int
-    """Places in the cache that it takes, at most."""
-    longest: int
-    """Keys of its longest row."""
 
+    @property
+    def slots(self) -> int:
+        """Places in the cache that it takes, at most."""
+        return len(self.tree.nodes) + min(_ALONE, sum(p.parent is None for p in self.tree.packs))
 
-@dataclass(frozen=True, slots=True)
-class _Tail:
-    part: int
-    prompt: int
-    leaf: int | None
-    offset: int
-    tokens: list[int]
-    wanted: list[tuple[int, tuple[int, ...]]]
-    """Which continuations are read from this row, and their ids."""
-
-
-PartLogprobs = list[list[float]]
-"""[prompt][continuation]; NaN where the logits were not finite."""
+    @property
+    def longest(self) -> int:
+        """Keys of its longest row."""
+        # padding may add a grain to a node that is shorter than one
+        nodes = max((round_up(node.end) + GRAIN for node in self.tree.nodes), default=0)
+        packs = (round_up(pack.start + round_up(len(pack.tokens))) for pack in self.tree.packs)
+        return max(nodes, *packs)
 
 
 def split(job: ScoreJob, budget: int) -> list[Part]:
@@ -68,12 +69,15 @@ def split(job: ScoreJob, budget: int) -> list[Part]:
     Depends on the call alone.
     """
     parts: list[Part] = []
-    first = 0
-    for last in range(1, len(job.prompts) + 1):
-        end = last == len(job.prompts)
-        if end or _keys(job, first, last + 1) > budget:
-            parts.append(_part(job, first, last))
-            first = last
+    spans = [(0, len(job.prompts))]
+    while spans:
+        first, last = spans.pop()
+        part = _part(job, first, last)
+        if last - first > 1 and part.slots * part.longest > budget:
+            middle = (first + last) // 2
+            spans += [(middle, last), (first, middle)]
+        else:
+            parts.append(part)
     return parts
 
 
@@ -94,7 +98,7 @@ class Scorer:
             [[math.nan] * len(texts) for texts in part.job.continuations[part.first : part.last]]
             for part in parts
         ]
-        self._run_tails(parts, slot_of, results)
+        self._run_packs(parts, slot_of, results)
         if any(math.isnan(v) for part in results for values in part for v in values):
             self._cache.clear()
         return results
@@ -111,8 +115,8 @@ class Scorer:
             for n, node in enumerate(part.tree.nodes):
                 levels[node.depth][_shape(node.start, len(node.tokens))].append((p, n))
         for depth in sorted(levels):
-            for (width, _), places in levels[depth].items():
-                for group in _chunks(places, width):
+            for (width, _), nodes in levels[depth].items():
+                for group in _chunks(nodes, width):
                     self._run_nodes(parts, group, slot_of)
 
     def _run_nodes(
@@ -133,101 +137,96 @@ class Scorer:
         self._cache.copy(self._runner.tensor(parents), start, max(offsets))
         self._runner.extend(self._cache, start, tokens, offsets, logits=False)
 
-    def _run_tails(
+    def _run_packs(
         self,
         parts: Sequence[Part],
         slot_of: dict[tuple[int, int], int],
         results: list[PartLogprobs],
     ) -> None:
-        groups: dict[tuple[int, int], list[_Tail]] = defaultdict(list)
-        for tail in _tails(parts):
-            groups[_shape(tail.offset, len(tail.tokens))].append(tail)
-        start = len(slot_of)
-        for (width, _), group in groups.items():
-            for chunk in _chunks(group, width):
-                # tails are read at once and kept by nobody, so that all groups use the same slots
-                self._run_tail_rows(chunk, start, slot_of, results)
+        alone: list[tuple[int, Pack]] = []
+        turns: dict[int, list[tuple[int, int, Pack]]] = defaultdict(list)
+        for p, part in enumerate(parts):
+            seen: Counter[int] = Counter()
+            for pack in part.tree.packs:
+                if pack.parent is None:
+                    alone.append((p, pack))
+                else:
+                    # a slot's packs run one after the other, each over the one before it
+                    turns[seen[pack.parent]].append((slot_of[p, pack.parent], p, pack))
+                    seen[pack.parent] += 1
+        for turn in sorted(turns):
+            for start, rows in _adjacent(turns[turn]):
+                self._run_rows(start, rows, results)
+        by_shape: dict[tuple[int, int], list[tuple[int, Pack]]] = defaultdict(list)
+        for p, pack in alone:
+            by_shape[_pack_shape(pack)].append((p, pack))
+        for group in by_shape.values():
+            for first in range(0, len(group), _ALONE):
+                self._run_rows(len(slot_of), group[first : first + _ALONE], results)
 
-    def _run_tail_rows(
-        self,
-        rows: Sequence[_Tail],
-        start: int,
-        slot_of: dict[tuple[int, int], int],
-        results: list[PartLogprobs],
+    def _run_rows(
+        self, start: int, rows: Sequence[tuple[int, Pack]], results: list[PartLogprobs]
     ) -> None:
-        parents = [0 if t.leaf is None else slot_of[t.part, t.leaf] for t in rows]
-        longest = max(t.offset for t in rows)
-        if longest:
-            self._cache.copy(self._runner.tensor(parents), start, longest)
-        logits_B_T_V = self._runner.extend(
-            self._cache, start, [t.tokens for t in rows], [t.offset for t in rows]
-        )
-        assert logits_B_T_V is not None
-        _read(logits_B_T_V, rows, results)
+        packs = [pack for _, pack in rows]
+        _read(self._runner.branch(self._cache, start, packs), rows, results)
 
 
-def _read(logits_B_T_V: Tensor, rows: Sequence[_Tail], results: list[PartLogprobs]) -> None:
+def _adjacent(
+    rows: Sequence[tuple[int, int, Pack]],
+) -> Iterator[tuple[int, list[tuple[int, Pack]]]]:
+    """Runs of rows in slots next to each other and of equal shape, with their first slots."""
+    ordered = sorted(rows, key=lambda row: row[0])
+    run: list[tuple[int, Pack]] = []
+    first, shape = 0, (0, 0)
+    for slot, p, pack in ordered:
+        ours = _pack_shape(pack)
+        full = (len(run) + 1) * ours[0] > _FORWARD_TOKENS
+        if run and (slot != first + len(run) or ours != shape or full):
+            yield first, run
+            run = []
+        if not run:
+            first, shape = slot, ours
+        run.append((p, pack))
+    if run:
+        yield first, run
+
+
+def _read(
+    logits_B_W_V: Tensor, rows: Sequence[tuple[int, Pack]], results: list[PartLogprobs]
+) -> None:
     """Sum each continuation's token log-probabilities into its place."""
-    logsumexp_B_T = torch.logsumexp(logits_B_T_V, dim=-1)
+    column = {place: w for w, place in enumerate(places([pack for _, pack in rows]))}
+    logsumexp_B_W = torch.logsumexp(logits_B_W_V, dim=-1)
     at = [
-        (row, step, token)
-        for row, tail in enumerate(rows)
-        for _, ids in tail.wanted
-        for step, token in enumerate(ids)
+        (b, column[place], token)
+        for b, (_, pack) in enumerate(rows)
+        for read in pack.reads
+        for place, token in zip(read.places, read.tokens, strict=True)
     ]
-    row_N, step_N, token_N = torch.tensor(at, device=logits_B_T_V.device).unbind(-1)
-    normal_N = logsumexp_B_T[row_N, step_N]
-    value_N = logits_B_T_V[row_N, step_N, token_N] - normal_N
+    row_N, place_N, token_N = torch.tensor(at, device=logits_B_W_V.device).unbind(-1)
+    normal_N = logsumexp_B_W[row_N, place_N]
+    value_N = logits_B_W_V[row_N, place_N, token_N] - normal_N
     value_N = value_N.masked_fill(~torch.isfinite(normal_N), math.nan)
     values = iter(value_N.tolist())
-    for tail in rows:
-        for continuation, ids in tail.wanted:
-            total = math.fsum(next(values) for _ in ids)
-            results[tail.part][tail.prompt][continuation] = total
-
-
-def _tails(parts: Sequence[Part]) -> Iterator[_Tail]:
-    for p, part in enumerate(parts):
-        for i in range(part.last - part.first):
-            prompt = part.job.prompts[part.first + i]
-            continuations = part.job.continuations[part.first + i]
-            rows, row_of = tails(prompt[-1], continuations)
-            for r, tokens in enumerate(rows):
-                wanted = [(c, ids) for c, ids in enumerate(continuations) if row_of[c] == r]
-                yield _Tail(p, i, part.tree.leaf[i], len(prompt) - 1, tokens, wanted)
+    for p, pack in rows:
+        for read in pack.reads:
+            total = math.fsum(next(values) for _ in read.tokens)
+            results[p][read.prompt][read.continuation] = total
 
 
 def _part(job: ScoreJob, first: int, last: int) -> Part:
-    tree = share([prompt[:-1] for prompt in job.prompts[first:last]])
-    rows = range(first, last)
-    return Part(
-        job=job,
-        first=first,
-        last=last,
-        tree=tree,
-        slots=len(tree.nodes) + sum(len(job.continuations[i]) for i in rows),
-        longest=_longest(job, first, last),
-    )
-
-
-def _keys(job: ScoreJob, first: int, last: int) -> int:
-    """Most keys of cache that these prompts take: a node or two and its tails for each."""
-    rows = sum(2 + len(job.continuations[i]) for i in range(first, last))
-    return rows * _longest(job, first, last)
-
-
-def _longest(job: ScoreJob, first: int, last: int) -> int:
-    # padding may add a grain to a prompt's own part and one to what follows
-    return round_up(
-        max(len(job.prompts[i]) + max(map(len, job.continuations[i])) for i in range(first, last))
-        + LEAST_ROWS
-    )
+    tree = share(job.prompts[first:last], job.continuations[first:last], pack_tokens=_PACK_TOKENS)
+    return Part(job=job, first=first, last=last, tree=tree)
 
 
 def _shape(start: int, tokens: int) -> tuple[int, int]:
     """What decides the shape of a row's forward: its width and the keys that it sees."""
     width = tokens if tokens < LEAST_ROWS else round_up(tokens)
     return width, max(LEAST_KEYS, round_up(start + width))
+
+
+def _pack_shape(pack: Pack) -> tuple[int, int]:
+    return _shape(pack.start, round_up(len(pack.tokens)))
 
 
 def _chunks(items: Sequence[T], width: int) -> Iterator[Sequence[T]]:

@@ -283,8 +283,7 @@ class Worker:
             )
             return
         prompt_tokens = sum(map(len, job.prompts))
-        # besides the shared tree, each prompt's last token is computed with its continuations
-        computed = sum(part.tree.tokens for part, _ in done) + len(job.prompts)
+        computed = sum(part.tree.prompt_tokens for part, _ in done)
         self._finished[ScoreJob] += job.sequences
         scores = Scores(
             logprobs=tuple(logprobs),
