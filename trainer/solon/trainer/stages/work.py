@@ -20,6 +20,9 @@ from solon.trainer.store import Parts, Record
 Item = TypeVar("Item")
 
 _GOOD = "made"
+_FIRST_PART_SECONDS = 1.0
+"""After which the first part is written, so that there is something to look at; each that follows
+may take twice as long, up to what the configuration says."""
 
 
 async def make_records(
@@ -85,6 +88,7 @@ class _Writer:
         self._parts = parts
         self._store = store
         self._ready: list[Record] = []
+        self._patience = min(_FIRST_PART_SECONDS, store.part_seconds)
         self._since = time.monotonic()
         self._writing: asyncio.Future[None] | None = None
         self._turn = asyncio.Lock()
@@ -93,7 +97,8 @@ class _Writer:
         """Take a record; wait only if a part is due and the one before is still being written."""
         self._ready.append(record)
         waited = time.monotonic() - self._since
-        if len(self._ready) >= self._store.part_records or waited >= self._store.part_seconds:
+        if len(self._ready) >= self._store.part_records or waited >= self._patience:
+            self._patience = min(2 * self._patience, self._store.part_seconds)
             await self._flush()
 
     async def close(self) -> None:
