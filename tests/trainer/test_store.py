@@ -110,6 +110,24 @@ def test_parts_of_another_version_are_refused(tmp_path: Path) -> None:
         other.table()
 
 
+def test_records_are_written_and_read_without_pandas(tmp_path: Path) -> None:
+    code = textwrap.dedent("""
+        import sys
+        import pyarrow as pa
+        from solon.trainer.store import RunDirectory
+
+        run = RunDirectory(sys.argv[1])
+        parts = run.parts("records", pa.schema([("id", pa.string())]))
+        assert list(parts.records()) == []
+        parts.append([{"id": "a"}])
+        assert parts.ids() == {"a"} and parts.where("id", "a") == list(parts.records())
+        run.export("sft/train", parts.records(), pa.schema([("id", pa.string())]))
+        assert run.exported("sft/train") == [{"id": "a"}]
+        print("pandas" in sys.modules)
+    """)
+    assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path)]) == b"False\n"
+
+
 def test_behind_a_url_everything_works_the_same() -> None:
     parts = parts_of("memory://run-of-this-test")
     parts.append(rows(0, 4))

@@ -75,7 +75,9 @@ class Parts:
         """
         for record in records:
             assert record.keys() == set(self._schema.names), sorted(record)
-        self._storage.write(f"{self._folder}/{name}.parquet", _parquet(_made(records, self._schema)))
+        self._storage.write(
+            f"{self._folder}/{name}.parquet", _parquet(_made(records, self._schema))
+        )
 
     def names(self) -> list[str]:
         """Of the parts that are there, sorted."""
@@ -119,15 +121,18 @@ class Parts:
         """The records with this value in a column, sorted by id."""
         found: list[dict[str, Any]] = []
         for part in self._names():
-            table = self._read(part)
-            found += table.filter(pc.equal(table.column(name), value)).to_pylist()
+            values = self._read(part, columns=[name]).column(name).to_pylist()
+            if value in values:
+                table = self._read(part)
+                for place in (place for place, one in enumerate(values) if one == value):
+                    found += table.slice(place, 1).to_pylist()
         return sorted(found, key=lambda record: str(record["id"]))
 
     def table(self) -> pa.Table:
         """All records, sorted by id: the same however often the run was interrupted."""
         tables = [self._read(name) for name in self._names()]
         if not tables:
-            return self._schema.empty_table()
+            return _made([], self._schema)
         table = pa.concat_tables(tables)
         # not Table.sort_by, which starts threads
         return table.take(pc.sort_indices(table.column("id")))
@@ -240,9 +245,9 @@ class RunDirectory:
 def _made(records: Sequence[Record], schema: pa.Schema) -> pa.Table:
     """Plain values as a table."""
     if not records:
-        return schema.empty_table()
-    # not Table.from_pylist: it imports pandas wherever that is installed (1.2 s, 110 MB); and this
-    # leaves the interpreter to the event loop while Arrow reads
+        return pa.Table.from_batches([], schema=schema)
+    # Table.from_pylist imports pandas wherever that is installed (1.2 s, 110 MB), as do empty_table
+    # and read_table; and this leaves the interpreter to the event loop while Arrow reads
     text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records).encode()
     return pyarrow.json.read_json(
         io.BytesIO(text),
@@ -255,7 +260,8 @@ def _made(records: Sequence[Record], schema: pa.Schema) -> pa.Table:
 
 def _table(content: bytes, columns: list[str] | None = None) -> pa.Table:
     # files are small; and Arrow aborts a process that ends while its threads still start
-    return pq.read_table(io.BytesIO(content), columns=columns, use_threads=False, pre_buffer=False)
+    file = pq.ParquetFile(io.BytesIO(content), pre_buffer=False)
+    return file.read(columns=columns, use_threads=False)
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -197,4 +197,4 @@ class StoreConfig(Settings):
     part_records: PositiveInt = 2_000
     """Records after which a part is written, 1 or more."""
     part_seconds: float = Field(default=20.0, gt=0)
-    """Seconds after which what there is becomes a part, above 0; a stage's first parts are sooner."""
+    """Seconds after which what there is becomes a part, above 0; the first parts come sooner."""
