@@ -23,7 +23,7 @@ def names() -> set[str]:
     calls.began()
     calls.ended("OK", "REASON", 0.1)
     calls.replayed()
-    calls.spent(0.1, prompt=1, cached=0, completion=0)
+    calls.spent(0.1, prompt=1, cached=0, completion=0, cost_usd=0.1)
     return {sample.name for family in metrics.registry.collect() for sample in family.samples}
 
 

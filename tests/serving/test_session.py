@@ -8,8 +8,9 @@ import pytest
 
 from solon.chat import Conversation
 from solon.engine.base import EngineFailed, Sampling, Timing, Usage
+from solon.engine.tasks import concurrently
 from solon.serving.errors import WeightVersionMismatch
-from solon.serving.session import Session, concurrently
+from solon.serving.session import Session
 from solon.serving.testing import FunctionEngine
 
 HELLO = Conversation.from_user("Hello.")

@@ -24,6 +24,7 @@ CAUSES: dict[str, Exception] = {
     "INVALID_ARGUMENT CONTEXT_EXCEEDED": base.ContextExceeded(
         prompt_tokens=9, max_tokens=9, context_tokens=9
     ),
+    "INVALID_ARGUMENT CONTENT_FILTERED": base.ContentFiltered("withheld"),
     "INVALID_ARGUMENT UNKNOWN_PRINCIPLE": errors.UnknownPrinciple(
         "p", ["q"], field="principles", needs="a question"
     ),

@@ -9,6 +9,7 @@ answered. Knows nothing of channels or retries, except which errors are worth on
     SolonError
     ├── InvalidArgument              a field breaks its rule: ``fields``
     │   ├── ContextExceeded          prompt and max_tokens do not fit the model
+    │   ├── ContentFiltered          a filter in front of the model withholds the answer
     │   └── UnknownPrinciple
     ├── UnknownConstitution
     ├── FailedPrecondition
@@ -104,6 +105,10 @@ class InvalidArgument(SolonError):
 
 class ContextExceeded(InvalidArgument):
     """Prompt and ``max_tokens`` do not fit the model's context; ``metadata`` has the sizes."""
+
+
+class ContentFiltered(InvalidArgument):
+    """A filter in front of the model refuses the conversation, or withholds the answer."""
 
 
 class UnknownPrinciple(InvalidArgument):
@@ -225,6 +230,7 @@ BY_REASON: Mapping[str, type[SolonError]] = {
     "NOT_AUTHORIZED": NotAuthorized,
     "REQUEST_ID_REUSED": RequestIdReused,
     "BACKEND_UNAVAILABLE": BackendUnavailable,
+    "CONTENT_FILTERED": ContentFiltered,
 }
 """The class of every ErrorReason of errors.proto; a test holds that none is missing."""
 

@@ -270,6 +270,7 @@ def _usage(usage: common_pb2.Usage) -> Usage:
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
         model_calls=usage.model_calls,
+        cost_usd=usage.cost_usd,
     )
 
 

@@ -118,6 +118,8 @@ class Usage:
     """Prompt tokens that were not computed again; part of ``prompt_tokens``."""
     completion_tokens: int = 0
     model_calls: int = 0
+    cost_usd: float = 0.0
+    """What the model's host charges for them, in US dollars; 0 where the service has no prices."""
 
     def __add__(self, other: Usage) -> Usage:
         """The sum, field by field."""
@@ -126,6 +128,7 @@ class Usage:
             cached_tokens=self.cached_tokens + other.cached_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
             model_calls=self.model_calls + other.model_calls,
+            cost_usd=self.cost_usd + other.cost_usd,
         )
 
 

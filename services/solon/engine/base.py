@@ -7,7 +7,8 @@ Exceptions::
 
     EngineError
     ├── InvalidInput          the request can never work: say which value and why
-    │   └── ContextExceeded   prompt and max_tokens do not fit the model
+    │   ├── ContextExceeded   prompt and max_tokens do not fit the model
+    │   └── ContentFiltered   a filter in front of the model withholds the answer
     ├── Overloaded            the queue is full: come back later
     ├── Paused                paused by the control plane
     ├── Unsupported           this engine cannot do that
@@ -52,6 +53,10 @@ class ContextExceeded(InvalidInput):
             f"max_tokens is {max_tokens}, but the model's context is {context_tokens}: shorten the "
             "conversation or lower max_tokens"
         )
+
+
+class ContentFiltered(InvalidInput):
+    """A filter in front of the model refuses the conversation, or withholds the answer."""
 
 
 class Overloaded(EngineError):
@@ -143,6 +148,8 @@ class Usage:
     completion_tokens: int = 0
     model_calls: int = 0
     """Generations, and prompts whose continuations were scored."""
+    cost_usd: float = 0.0
+    """What the model's host charges for them, in US dollars; 0 where no prices are known."""
 
     def __add__(self, other: Usage) -> Usage:
         """The sum, field by field."""
@@ -151,6 +158,7 @@ class Usage:
             cached_tokens=self.cached_tokens + other.cached_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
             model_calls=self.model_calls + other.model_calls,
+            cost_usd=self.cost_usd + other.cost_usd,
         )
 
 
@@ -173,7 +181,7 @@ class Generation:
     text: str
     """Without the end-of-turn token and the stop text."""
     tokens: tuple[Token, ...]
-    """All that were made, the end-of-turn token included."""
+    """All that were made, the end-of-turn token included; none if the engine cannot tell them."""
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
@@ -197,7 +205,8 @@ class Scored:
     """Log-probabilities of each continuation of each prompt."""
 
     logprobs: tuple[tuple[float, ...], ...]
-    """[prompt][continuation]: natural log-probability of the whole continuation."""
+    """[prompt][continuation]: natural log-probability of the whole continuation; NaN where what
+    runs the model does not tell it."""
     usage: Usage
     timing: Timing
     weight_version: str
@@ -229,8 +238,11 @@ class EngineInfo:
     engine: str
     model: str
     context_tokens: int
+    """0: unknown."""
     supports_logprobs: bool
     supports_weight_update: bool
+    supports_tokens: bool = True
+    """Whether a generation has its tokens; else ``Generation.tokens`` is empty."""
     extra: dict[str, str] = field(default_factory=dict)
     """Device, dtype and the like, for the log."""
 

@@ -53,19 +53,27 @@ class EngineOptions:
                 raise InvalidInput(f"{name}: expected a number >= 1, got {value!r}")
 
 
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "str": str,
     "str | None": str,
     "int": int,
     "float": float,
+    "float | None": float,
+    "bool": _flag,
 }
 
 
 def read_extra(cls: type[OptionsT], engine: str, extra: Mapping[str, str]) -> OptionsT:
-    """Build an engine's own options, a dataclass of texts and numbers, from ``extra``.
+    """Build an engine's own options, a dataclass of texts, numbers and flags, from ``extra``.
 
     Raises:
-        InvalidInput: An unknown name, or a value that is no number where one is expected.
+        InvalidInput: An unknown name, or a value that is no number or flag where one is expected.
     """
     known = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 
 from solon.chat import Conversation
 from solon.constitution import derive_seed
-from solon.engine.base import Engine, Generation, GenerationPiece, Sampling, Timing, Usage
+from solon.engine.base import (
+    Engine,
+    Generation,
+    GenerationPiece,
+    Sampling,
+    Timing,
+    Unsupported,
+    Usage,
+)
 from solon.serving.session import Session
 
 
@@ -39,6 +47,19 @@ class Policy:
     def __init__(self, engine: Engine) -> None:
         """``engine``: runs the model."""
         self._engine = engine
+
+    def check_tokens(self) -> None:
+        """Hold that answers come with their tokens.
+
+        Raises:
+            Unsupported: This engine does not tell them.
+        """
+        info = self._engine.info
+        if not info.supports_tokens:
+            raise Unsupported(
+                f"return_tokens: the {info.engine} engine does not tell the tokens of "
+                f"{info.model!r}: ask for none, or use another engine"
+            )
 
     async def generate(
         self,

@@ -32,6 +32,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.GenerateRequest, context: Context
     ) -> policy_pb2.GenerateResponse:
         """See the contract."""
+        if request.return_tokens:
+            self._policy.check_tokens()
         answers = await self._policy.generate(
             convert.conversation(request.conversation),
             convert.sampling(request.sampling, max_tokens_default=self._max_tokens_default),
@@ -53,6 +55,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self, request: policy_pb2.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[policy_pb2.StreamGenerateResponse, None]:
         """See the contract."""
+        if request.return_tokens:
+            self._policy.check_tokens()
         sampling = convert.sampling(request.sampling, max_tokens_default=self._max_tokens_default)
         stream = self._policy.stream(
             convert.conversation(request.conversation),

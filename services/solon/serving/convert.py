@@ -159,6 +159,7 @@ def usage(spent: base.Usage) -> common_pb2.Usage:
         cached_tokens=spent.cached_tokens,
         completion_tokens=spent.completion_tokens,
         model_calls=spent.model_calls,
+        cost_usd=spent.cost_usd,
     )
 
 

@@ -117,9 +117,13 @@ class _Call:
                 prompt=usage.prompt_tokens,
                 cached=usage.cached_tokens,
                 completion=usage.completion_tokens,
+                cost_usd=usage.cost_usd,
             )
         spent = self.spent
+        # most models cost nothing, and their lines say nothing of it
+        cost = (("cost_usd", usage.cost_usd),) if usage.cost_usd else ()
         for key, amount in (
+            *cost,
             ("prompt_tokens", usage.prompt_tokens),
             ("completion_tokens", usage.completion_tokens),
             ("queue_seconds", queued),

@@ -63,6 +63,12 @@ class Metrics:
             ["method", "kind"],
             registry=self.registry,
         )
+        self._cost = Counter(
+            "solon_cost_usd",
+            "What the model's host charges for answered calls, by the server's prices.",
+            ["method"],
+            registry=self.registry,
+        )
         self.registry.register(_EngineCollector(engine))
 
     def of(self, method: str) -> MethodMetrics:
@@ -74,6 +80,7 @@ class Metrics:
             replayed=self._replayed.labels(method),
             queue_seconds=self._queue_seconds.labels(method),
             tokens=lambda kind: self._tokens.labels(method, kind),
+            cost=self._cost.labels(method),
         )
 
 
@@ -89,6 +96,7 @@ class MethodMetrics:
         replayed: Counter,
         queue_seconds: Histogram,
         tokens: Callable[[str], Counter],
+        cost: Counter,
     ) -> None:
         """See ``Metrics``: ``seconds`` by code, ``failed`` by reason, ``tokens`` by kind."""
         self._in_flight = in_flight
@@ -97,6 +105,7 @@ class MethodMetrics:
         self._replayed = replayed
         self._queue_seconds = queue_seconds
         self._tokens = cache(tokens)
+        self._cost = cost
 
     def began(self) -> None:
         """A call arrived."""
@@ -119,12 +128,16 @@ class MethodMetrics:
         """A call got an answer that was known."""
         self._replayed.inc()
 
-    def spent(self, queue_seconds: float, *, prompt: int, cached: int, completion: int) -> None:
-        """A response said what it cost, in tokens and in seconds that it waited."""
+    def spent(
+        self, queue_seconds: float, *, prompt: int, cached: int, completion: int, cost_usd: float
+    ) -> None:
+        """A response said what it took: tokens, seconds that it waited, US dollars."""
         self._tokens("prompt").inc(prompt)
         self._tokens("cached").inc(cached)
         self._tokens("completion").inc(completion)
         self._queue_seconds.observe(queue_seconds)
+        if cost_usd:
+            self._cost.inc(cost_usd)
 
 
 class _EngineCollector:

@@ -7,10 +7,8 @@ answer mixes two models. Each call is a span, whatever the engine. Knows nothing
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TypeVar
 
 from solon import tracing
 from solon.chat import Conversation
@@ -23,10 +21,9 @@ from solon.engine.base import (
     Timing,
     Usage,
 )
+from solon.engine.tasks import concurrently
 from solon.serving.errors import WeightVersionMismatch
 from solon.tracing import Span
-
-T = TypeVar("T")
 
 
 class Session:
@@ -128,18 +125,3 @@ def _describe(span: Span, made: Generation | Scored) -> None:
                 "solon.weight_version": made.weight_version,
             }
         )
-
-
-async def concurrently(calls: Sequence[Awaitable[T]]) -> list[T]:
-    """Await all at once. The first failure cancels the rest and is raised as it is."""
-    if len(calls) == 1:
-        # most requests make one call: a task of its own would be work for nothing
-        return [await calls[0]]
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        # what was cancelled must have let go of its place in the batch before the error is told
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -74,6 +74,7 @@ _ROWS: tuple[tuple[type[Exception], StatusCode, errors_pb2.ErrorReason.ValueType
     ),
     # a subclass stands before its base: the first row that fits counts
     (base.ContextExceeded, StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_CONTEXT_EXCEEDED),
+    (base.ContentFiltered, StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_CONTENT_FILTERED),
     (base.InvalidInput, StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),
     (base.Overloaded, StatusCode.RESOURCE_EXHAUSTED, errors_pb2.ERROR_REASON_OVERLOADED),
     (base.Paused, StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_PAUSED),
@@ -166,7 +167,7 @@ def _metadata(error: Exception) -> Mapping[str, str]:
 
 
 def _violations(error: Exception, text: str) -> Sequence[Violation]:
-    if isinstance(error, base.ContextExceeded):
+    if isinstance(error, (base.ContextExceeded, base.ContentFiltered)):
         return (Violation("conversation", text),)
     if isinstance(error, base.InvalidInput):
         # an engine knows values, not fields

@@ -35,6 +35,7 @@ USAGE = pa.struct(
         ("cached_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
         ("model_calls", pa.int64()),
+        ("cost_usd", _REAL),
     ]
 )
 

@@ -32,9 +32,9 @@ from solon.engine.base import (
     WeightsNotLoaded,
 )
 from solon.engine.checks import check_sampling, check_score
+from solon.engine.gate import Aborted, Gate
 from solon.engine.options import EngineOptions, read_extra
 from solon.engine.scripted.faults import Fault, Faults
-from solon.engine.scripted.gate import Aborted, Gate
 from solon.engine.scripted.script import Script, count, render, split
 from solon.engine.sources import Source
 
@@ -79,6 +79,7 @@ class ScriptedEngine:
             crash_after=self._own.crash_after,
         )
         self._gate = Gate(
+            "scripted",
             concurrency=self._own.concurrency,
             capacity=options.queue_capacity,
             token_capacity=options.token_capacity,
@@ -134,6 +135,7 @@ class ScriptedEngine:
         started = asyncio.get_running_loop().time()
         tokens, reason = _draw(self._script, conversation, sampling, fault)
         try:
+            self._gate.admit(1, prompt + sampling.max_tokens)
             async with self._gate.enter(prompt + sampling.max_tokens) as place:
                 queued, version = place.queued, self._version
                 await self._gate.spend(self._own.latency)
@@ -170,6 +172,7 @@ class ScriptedEngine:
             for prompt, texts in zip(prompts, continuations, strict=True)
         )
         try:
+            self._gate.admit(1, tokens)
             async with self._gate.enter(tokens) as place:
                 version = self._version
                 await self._gate.spend(self._own.latency)

@@ -170,7 +170,13 @@ def from_generation(made: Generation) -> Row:
         made.text,
         *_columns(made.tokens),
         made.finish_reason.value,
-        (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.model_calls),
+        (
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
+            usage.model_calls,
+            usage.cost_usd,
+        ),
         (timing.queue, timing.inference),
         made.weight_version,
     )
@@ -179,7 +185,7 @@ def from_generation(made: Generation) -> Row:
 def to_generation(row: Row) -> Generation:
     """The generation again."""
     text, ids, texts, logprobs, reason, usage, timing, version = row
-    prompt, cached, completion, calls = usage
+    prompt, cached, completion, calls, cost = usage
     return Generation(
         text=text,
         tokens=_tokens(ids, texts, logprobs),
@@ -189,6 +195,7 @@ def to_generation(row: Row) -> Generation:
             cached_tokens=cached,
             completion_tokens=completion,
             model_calls=calls,
+            cost_usd=cost,
         ),
         timing=Timing(queue=timing[0], inference=timing[1]),
         weight_version=version,

@@ -1,4 +1,4 @@
-"""Admission, concurrency and pausing of the scripted engine, on one event loop.
+"""Admission, concurrency and pausing of an engine that has no queue of its own, on one event loop.
 
 Knows nothing of text.
 """
@@ -6,13 +6,16 @@ Knows nothing of text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from solon import tracing
 from solon.engine.base import EngineFailed, Load, Overloaded, Paused, PauseMode
 from solon.engine.pace import Pace, retry_after
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,14 +35,16 @@ class Aborted(Exception):
 class Gate:
     """Counts what waits and runs; holds, refuses or aborts it when paused."""
 
-    def __init__(self, *, concurrency: int, capacity: int, token_capacity: int) -> None:
+    def __init__(self, kind: str, *, concurrency: int, capacity: int, token_capacity: int) -> None:
         """Nothing waits yet.
 
         Args:
+            kind: What ``tracing.batch`` calls the work of one request.
             concurrency: Most that run at once, 0 for no limit.
             capacity: Most that wait.
             token_capacity: Most tokens that wait, unless nothing else does.
         """
+        self._kind = kind
         self._slots = asyncio.Semaphore(concurrency) if concurrency else None
         self._capacity = capacity
         self._token_capacity = token_capacity
@@ -70,19 +75,34 @@ class Gate:
             batched_sequences=self._finished,
         )
 
-    @asynccontextmanager
-    async def enter(self, tokens: int) -> AsyncIterator[Place]:
-        """Wait for a place and hold it.
+    def admit(self, sequences: int, tokens: int) -> None:
+        """Refuse what may not wait. A call that is larger than the queue may if nothing else does.
 
-        ``tokens``: of the prompts and of the longest answer.
+        ``tokens``: of the prompts and of the longest answers.
 
         Raises:
             EngineFailed: The engine is closed.
             Paused: Paused, and not to hold requests.
             Overloaded: Too many wait.
+        """
+        if self._closed:
+            raise EngineFailed("the engine is closed")
+        if self._mode in (PauseMode.ABORT, PauseMode.WAIT):
+            raise Paused("generation is paused: try again after it is resumed")
+        if self._queued:
+            self._check_room("sequences", self._queued, sequences, self._capacity)
+            self._check_room("tokens", self._queued_tokens, tokens, self._token_capacity)
+
+    @asynccontextmanager
+    async def enter(self, tokens: int) -> AsyncIterator[Place]:
+        """Wait for a place and hold it, for one sequence that was admitted.
+
+        ``tokens``: of the prompt and of the longest answer.
+
+        Raises:
+            EngineFailed: The engine was closed.
             Aborted: Paused with ``ABORT`` while waiting.
         """
-        self._refuse(tokens)
         loop = asyncio.get_running_loop()
         entered = loop.time()
         self._look()
@@ -91,16 +111,22 @@ class Gate:
         self._idle.clear()
         try:
             await self._acquire()
-        finally:
-            self._queued -= 1
-            self._queued_tokens -= tokens
+        except BaseException as error:
+            self._aborted += isinstance(error, Aborted)
+            self._unqueue(tokens)
             self._settle()
+            raise
+        # on its way from the queue to its place it is in one of them: never is the gate idle
+        self._unqueue(tokens)
         place = Place(loop.time() - entered, loop.create_future())
         self._running.add(place)
         try:
             # each call runs by itself: a batch of one
-            with tracing.batch("scripted", [tracing.current()], sequences=1):
+            with tracing.batch(self._kind, [tracing.current()], sequences=1):
                 yield place
+        except Aborted:
+            self._aborted += 1
+            raise
         finally:
             self._running.discard(place)
             self._finished += 1
@@ -122,6 +148,32 @@ class Gate:
         if not self._open.is_set():
             await self._open.wait()
         self._check_abort()
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """What comes of the work of a request that runs, held while paused with ``KEEP``.
+
+        Raises:
+            Aborted: Paused with ``ABORT``; the work was cancelled.
+            EngineFailed: The engine was closed; likewise.
+        """
+        task = asyncio.ensure_future(work)
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.add(sleeper)
+        try:
+            if not self._abort:
+                either: set[asyncio.Future[Any]] = {task, sleeper}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._check_abort()
+            if not self._open.is_set():
+                await self._open.wait()
+            return task.result()
+        finally:
+            self._sleepers.discard(sleeper)
+            if not task.done():
+                task.cancel()
+                # what it holds, such as a connection, is let go of before the place is
+                await asyncio.wait({task})
 
     async def pause(self, mode: PauseMode) -> int:
         """Stop; returns when nothing runs, with the number of aborted requests."""
@@ -191,20 +243,11 @@ class Gate:
         for sleeper in self._sleepers:
             _ring(sleeper)
 
-    def _refuse(self, tokens: int) -> None:
-        if self._closed:
-            raise EngineFailed("the engine is closed")
-        if self._mode in (PauseMode.ABORT, PauseMode.WAIT):
-            raise Paused("generation is paused: try again after it is resumed")
-        if self._queued >= self._capacity:
+    def _check_room(self, what: str, waiting: int, more: int, capacity: int) -> None:
+        if waiting + more > capacity:
             raise Overloaded(
-                f"{self._queued} sequences wait, which is all that may: try again later",
-                retry_after=retry_after(self._wait()),
-            )
-        if self._queued and self._queued_tokens + tokens > self._token_capacity:
-            raise Overloaded(
-                f"{self._queued_tokens} tokens wait and {tokens} more were asked for, but at most "
-                f"{self._token_capacity} may wait: try again later",
+                f"{waiting} {what} wait and {more} more were asked for, but at most {capacity} may "
+                "wait: try again later",
                 retry_after=retry_after(self._wait()),
             )
 
@@ -212,8 +255,11 @@ class Gate:
         if self._closed:
             raise EngineFailed("the engine was closed")
         if self._abort:
-            self._aborted += 1
             raise Aborted
+
+    def _unqueue(self, tokens: int) -> None:
+        self._queued -= 1
+        self._queued_tokens -= tokens
 
     def _settle(self) -> None:
         if not self._queued and not self._running:
