@@ -28,8 +28,8 @@ from solon.engine.hf.decoding import DecodeBatch
 from solon.engine.hf.jobs import WeightsJob
 from solon.engine.hf.loading import load
 from solon.engine.hf.runner import Runner
-from solon.engine.hf.text import Codec
 from solon.engine.hf.worker import Worker
+from solon.engine.text import Codec
 from tests.engine.conftest import make_model, running
 
 PROMPT = Conversation.from_user("How do I bake bread?")

@@ -8,7 +8,7 @@ import torch
 
 from solon.engine.base import Sampling
 from solon.engine.hf.sampling import Settings, draw, uniforms
-from solon.engine.hf.text import Codec, RunningText
+from solon.engine.text import Codec, RunningText
 from tests.engine.conftest import make_tokenizer
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from solon.chat import Conversation, Message
 from solon.engine.base import InvalidInput, Scored
 from solon.engine.hf.prefixes import Pack, Tree, share
-from solon.engine.hf.text import Codec
+from solon.engine.text import Codec
 from tests.engine.conftest import Reference, make_model, make_tokenizer, running
 
 CONTINUATIONS = ["(A)", "(B)", "(A) is better because it waits", "bread"]

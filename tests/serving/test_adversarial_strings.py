@@ -38,7 +38,7 @@ from solon.constitution import (
 from solon.engine import EngineOptions, create
 from solon.engine.base import ContextExceeded
 from solon.engine.base import Sampling as Draw
-from solon.engine.hf.text import Codec
+from solon.engine.text import Codec
 from tests.engine.conftest import CHAT_TEMPLATE, make_model, make_tokenizer, running
 from tests.fuzz.bench import Bench, serving
 from tests.fuzz.corpus import Method, methods

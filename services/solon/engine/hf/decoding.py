@@ -21,7 +21,7 @@ from solon.engine.hf.exact import Exact
 from solon.engine.hf.jobs import GenerateJob, Made, MadePiece
 from solon.engine.hf.runner import LEAST_ROWS, Runner
 from solon.engine.hf.sampling import Draws, Settings, draw, uniforms
-from solon.engine.hf.text import Codec, RunningText
+from solon.engine.text import Codec, RunningText
 
 _PREFILL_TOKENS = 4096
 """Tokens of one prefill forward, at most: with more, intermediate results leave the caches."""

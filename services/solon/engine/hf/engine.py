@@ -14,18 +14,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TypeVar
 
 import torch
 
 from solon.chat import Conversation
 from solon.engine.base import (
-    ContextExceeded,
     EngineFailed,
     EngineInfo,
     Generation,
@@ -40,7 +37,6 @@ from solon.engine.base import (
     Token,
     Usage,
 )
-from solon.engine.checks import check_sampling, check_score
 from solon.engine.hf.decoding import DecodeBatch
 from solon.engine.hf.jobs import (
     GenerateJob,
@@ -54,17 +50,14 @@ from solon.engine.hf.jobs import (
 )
 from solon.engine.hf.loading import LoadedModel, load
 from solon.engine.hf.runner import Runner
-from solon.engine.hf.text import Codec
-from solon.engine.hf.weights import Base, read_weights
 from solon.engine.hf.worker import Worker
 from solon.engine.options import EngineOptions, read_extra
 from solon.engine.pace import Pace, retry_after
+from solon.engine.prompts import Prompts
+from solon.engine.text import Codec
+from solon.engine.weights import Base, Served, read_weights, until_ended
 
 T = TypeVar("T")
-
-_LONG = 8192
-"""Characters of a request above which the event loop does not tokenize it itself: a million take
-seconds, in which no other call would be answered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +101,7 @@ class TransformersEngine:
         """End the worker thread and everything that it runs."""
         self._closed = True
         if self._serving is not None:
-            self._serving.tokenizing.shutdown(wait=False)
+            self._serving.prompts.close()
             await asyncio.to_thread(self._serving.worker.close)
 
     @property
@@ -136,7 +129,7 @@ class TransformersEngine:
 
     async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
         """Answer the conversation."""
-        prompt = await self._prompt(conversation, sampling)
+        prompt = await self._ready.prompts.prompt(conversation, sampling)
         future: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
         job = GenerateJob(
             prompt=prompt, sampling=sampling, done=_setter(future), fail=_failer(future)
@@ -148,7 +141,7 @@ class TransformersEngine:
         self, conversation: Conversation, sampling: Sampling
     ) -> AsyncGenerator[GenerationPiece, None]:
         """Answer the conversation, a piece at a time."""
-        prompt = await self._prompt(conversation, sampling)
+        prompt = await self._ready.prompts.prompt(conversation, sampling)
         queue: asyncio.Queue[Made | MadePiece | Exception] = asyncio.Queue()
         job = GenerateJob(
             prompt=prompt,
@@ -169,15 +162,11 @@ class TransformersEngine:
         self, prompts: Sequence[Conversation], continuations: Sequence[Sequence[str]]
     ) -> Scored:
         """Log-probabilities of whole continuations."""
-        check_score(prompts, continuations)
-        encoded = await self._tokenized(
-            lambda: [self._question(*one) for one in zip(prompts, continuations, strict=True)],
-            prompts,
-        )
+        questions = await self._ready.prompts.questions(prompts, continuations)
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         job = ScoreJob(
-            prompts=[ids for ids, _ in encoded],
-            continuations=[options for _, options in encoded],
+            prompts=[one.prompt for one in questions],
+            continuations=[one.continuations for one in questions],
             done=_setter(future),
             fail=_failer(future),
         )
@@ -195,18 +184,7 @@ class TransformersEngine:
 
     async def update_weights(self, path: str, weight_version: str) -> None:
         """Load and check the new weights, then swap them in place between two batches."""
-        abandoned = threading.Event()
-        # a task of its own: a thread and a swap cannot be cancelled, only asked to end, and how
-        # they ended must be known
-        update = asyncio.create_task(self._update(path, weight_version, abandoned))
-        try:
-            await asyncio.wait([update])
-        except asyncio.CancelledError:
-            abandoned.set()
-            await asyncio.wait([update])
-            update.exception()  # it is nobody's any more
-            raise
-        update.result()
+        await until_ended(lambda abandoned: self._update(path, weight_version, abandoned))
 
     async def pause(self, mode: PauseMode) -> int:
         """Stop the model."""
@@ -235,50 +213,6 @@ class TransformersEngine:
         if self._serving is None:
             raise EngineFailed("the engine is not started")
         return self._serving
-
-    async def _prompt(self, conversation: Conversation, sampling: Sampling) -> list[int]:
-        """Token ids of a request that passes every check."""
-        check_sampling(sampling)
-        ids, _ = await self._tokenized(
-            lambda: self._encoded(conversation, sampling.max_tokens), [conversation]
-        )
-        return ids
-
-    def _question(
-        self, conversation: Conversation, texts: Sequence[str]
-    ) -> tuple[list[int], list[tuple[int, ...]]]:
-        """Token ids of a prompt and of the continuations that are to be scored."""
-        ids, prompt = self._encoded(conversation, 1)
-        options = [self._ready.codec.continuation(prompt, text) for text in texts]
-        self._check_length(len(ids), max(map(len, options)))
-        return ids, options
-
-    def _encoded(self, conversation: Conversation, max_tokens: int) -> tuple[list[int], str]:
-        """Token ids of a prompt that fits, and its text."""
-        codec = self._ready.codec
-        fewest = _characters(conversation) // codec.most_characters_a_token
-        self._check_length(fewest, max_tokens, at_least=True)
-        prompt = codec.prompt(conversation)
-        ids = codec.encode(prompt)
-        self._check_length(len(ids), max_tokens)
-        return ids, prompt
-
-    async def _tokenized(self, work: Callable[[], T], prompts: Iterable[Conversation]) -> T:
-        """The work's result; away from the event loop if the prompts together are long."""
-        together = accumulate(map(_characters, prompts))
-        if not any(characters > _LONG for characters in together):
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._ready.tokenizing, work)
-
-    def _check_length(self, prompt_tokens: int, max_tokens: int, *, at_least: bool = False) -> None:
-        context_tokens = self._ready.loaded.context_tokens
-        if prompt_tokens + max_tokens > context_tokens:
-            raise ContextExceeded(
-                prompt_tokens=prompt_tokens,
-                max_tokens=max_tokens,
-                context_tokens=context_tokens,
-                at_least=at_least,
-            )
 
     def _submit(self, job: GenerateJob | ScoreJob) -> None:
         worker = self._ready.worker
@@ -316,13 +250,13 @@ class TransformersEngine:
             read_weights,
             path,
             base=serving.base,
-            running=serving.loaded.model,
+            served=Served.of(serving.loaded.model),
             abandoned=abandoned,
         )
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready.worker.control(
             WeightsJob(
-                weights=new.tensors,
+                weights=new.model.state_dict(),
                 weight_version=weight_version,
                 abandoned=abandoned,
                 done=_setter(future),
@@ -373,7 +307,7 @@ class TransformersEngine:
         text = made.text
         if text is None:
             ids = made.ids[:-1] if made.ended_by_token else made.ids
-            text = self._started.codec.decode(ids)
+            text = self._started.prompts.codec.decode(ids)
         if made.ids:
             job.span.set_attribute("solon.batch.mean_sequences", made.company / len(made.ids))
         return Generation(
@@ -391,7 +325,7 @@ class TransformersEngine:
         )
 
     def _tokens(self, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[Token, ...]:
-        piece = self._started.codec.piece
+        piece = self._started.prompts.codec.piece
         return tuple(
             Token(id=i, text=piece(i), logprob=logprob)
             for i, logprob in zip(ids, logprobs, strict=True)
@@ -403,10 +337,8 @@ class _Serving:
     """What there is once the model is loaded."""
 
     loaded: LoadedModel
-    codec: Codec
+    prompts: Prompts
     worker: Worker
-    tokenizing: ThreadPoolExecutor
-    """One thread: many long prompts together take no more memory than the longest."""
     info: EngineInfo
     base: Base
 
@@ -441,16 +373,11 @@ def _load(
     )
     return _Serving(
         loaded=loaded,
-        codec=codec,
+        prompts=Prompts(codec, loaded.context_tokens),
         worker=worker,
-        tokenizing=ThreadPoolExecutor(1, "solon-tokenize"),
         info=info,
         base=Base.of(options.model),
     )
-
-
-def _characters(conversation: Conversation) -> int:
-    return sum(len(turn.content) for turn in conversation.messages)
 
 
 def _timing(job: Job, started: float) -> Timing:

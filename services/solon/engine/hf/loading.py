@@ -6,27 +6,25 @@ Knows nothing of requests.
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from solon.engine.base import InvalidInput
-from solon.engine.fetching import ADAPTER_CONFIG
+from solon.engine.devices import device_of, dtype_of
 from solon.engine.hf.masks import Masks
 from solon.engine.options import EngineOptions
-
-_LOG = logging.getLogger(__name__)
-
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError)
-"""What transformers raises for weights that are missing, cut short or of another kind."""
+from solon.engine.pretrained import (
+    UNREADABLE,
+    context_tokens,
+    eos_ids,
+    first_line,
+    from_pretrained,
+    read_config,
+    read_tokenizer,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +51,11 @@ def load(options: EngineOptions, chat_template: str | None) -> LoadedModel:
         InvalidInput: It cannot be loaded; one sentence says why and what to do.
     """
     disable_progress_bar()
-    device = _device(options.device)
-    dtype = _dtype(options.dtype, device)
+    device = device_of(options.device)
+    dtype = dtype_of(options.dtype, device)
     config = read_config(options.model)
     masks = Masks.of(config, options.model)
-    tokenizer = _tokenizer(options.model, chat_template)
+    tokenizer = read_tokenizer(options.model, chat_template)
     model = _model(options.model, dtype).to(device).eval()
     if device.type == "cpu":
         # they are mapped from the file, and would change with it when another model is saved there
@@ -70,100 +68,9 @@ def load(options: EngineOptions, chat_template: str | None) -> LoadedModel:
         masks=masks,
         device=device,
         dtype=dtype,
-        context_tokens=_context_tokens(config, tokenizer),
-        eos_ids=_eos_ids(options.model, config, tokenizer),
+        context_tokens=context_tokens(config, tokenizer),
+        eos_ids=eos_ids(options.model, config, tokenizer),
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidInput(
-            f"device: expected auto, cpu, cuda or cuda:N, got {name!r}: {first_line(error)}"
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput(
-            f"device: {name!r} was asked for, but torch sees no CUDA device here: use cpu or auto"
-        )
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InvalidInput(f"dtype: expected auto, float32, bfloat16 or float16, got {name!r}")
-    return dtype
-
-
-def read_config(model: str) -> Any:
-    """What config.json says of the language model in a directory or on the hub.
-
-    Raises:
-        InvalidInput: There is none, or it is of no known model.
-    """
-    path = Path(model)
-    looks_local = path.is_absolute() or model.startswith((".", "~")) or path.exists()
-    if looks_local and not path.is_dir():
-        raise InvalidInput(f"model: expected a directory, {model!r} is not one")
-    if (path / ADAPTER_CONFIG).is_file():
-        raise InvalidInput(
-            f"model: {model!r} is an adapter: start with the model that it was trained on, and "
-            "load the adapter with UpdateWeights"
-        )
-    if looks_local and not (path / "config.json").is_file():
-        raise InvalidInput(
-            f"model: {model!r} has no config.json: expected what save_pretrained wrote"
-        )
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"model: expected a directory or the name of a model on the hub, "
-            f"got {model!r}: {first_line(error)}"
-        ) from error
-    except StrictDataclassError as error:  # its first line says in which field, its cause what
-        raise InvalidInput(
-            f"model: the config.json of {model!r} is not valid: "
-            f"{first_line(error.__cause__ or error)}"
-        ) from error
-    return config.get_text_config()
-
-
-def _tokenizer(model: str, chat_template: str | None) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidInput(
-            f"model: {model!r} has no usable tokenizer ({first_line(error)}): "
-            "save one beside the weights with tokenizer.save_pretrained"
-        ) from error
-    if not len(tokenizer):
-        raise InvalidInput(
-            f"model: {model!r} has no tokenizer files: "
-            "save a tokenizer beside the weights with tokenizer.save_pretrained"
-        )
-    if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
-    if not tokenizer.chat_template:
-        raise InvalidInput(
-            f"model: the tokenizer of {model!r} has no chat template: put a chat_template.jinja "
-            "beside it, or name one with the engine option chat_template=PATH"
-        )
-    return tokenizer
-
-
-def _read_template(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(
-            f"engine option 'chat_template': cannot read {path!r}: {error}"
-        ) from error
 
 
 def _model(name: str, dtype: torch.dtype) -> Any:
@@ -181,33 +88,6 @@ def _model(name: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def from_pretrained(
-    name: str, dtype: torch.dtype, *, safetensors_only: bool = True
-) -> tuple[Any, dict[str, Any]]:
-    """A model on the CPU, and transformers' report of tensors that it missed or did not expect.
-
-    Code that comes with a model is never run.
-
-    Args:
-        name: A directory, or a name on the hub.
-        dtype: Of its numbers.
-        safetensors_only: Load no pickle either. Else torch's reader for tensors alone takes those
-            of old models that have nothing else.
-
-    Raises:
-        One of ``UNREADABLE``.
-    """
-    loader: Any = AutoModelForCausalLM
-    model, report = loader.from_pretrained(
-        name,
-        dtype=dtype,
-        output_loading_info=True,
-        use_safetensors=True if safetensors_only else None,
-        trust_remote_code=False,
-    )
-    return model, report
-
-
 def _check_forward(name: str, model: Any) -> None:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise InvalidInput(
@@ -219,29 +99,3 @@ def _check_forward(name: str, model: Any) -> None:
             f"model: {name!r} asks for the attention {model.config._attn_implementation!r}: "
             "expected sdpa or eager, remove attn_implementation from its config.json"
         )
-
-
-def _context_tokens(config: Any, tokenizer: Any) -> int:
-    sizes = [
-        getattr(config, key, None)
-        for key in ("max_position_embeddings", "n_positions", "max_sequence_length")
-    ]
-    known = [size for size in (*sizes, tokenizer.model_max_length) if isinstance(size, int)]
-    return min(known)
-
-
-def _eos_ids(model: str, config: Any, tokenizer: Any) -> frozenset[int]:
-    try:
-        generation = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:  # the file is optional: config.json then says the same
-        generation = config.eos_token_id
-    listed = generation if isinstance(generation, list) else [generation]
-    ids = frozenset(i for i in (*listed, tokenizer.eos_token_id) if i is not None)
-    if not ids:
-        _LOG.warning("no end-of-turn token is known for %r: answers end at max_tokens", model)
-    return ids
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as far as the end of the line; its type if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

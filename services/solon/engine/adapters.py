@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from solon.engine.fetching import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from solon.engine.pretrained import first_line
 
 _NAME = "default"
 _PEFTS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError)
@@ -39,10 +41,47 @@ def merged(folder: Path, base: Any) -> Any:
     except _PEFTS as error:
         # torch has a headline and then a line a tensor
         problem = str(error).splitlines()[:2][-1].strip()
-        raise ValueError(
-            "expected an adapter of the full weights that were loaded last, but this one, trained "
-            f"on {config.base_model_name_or_path!r}, does not fit them: {problem}"
-        ) from error
+        raise _misfit(config, problem) from error
+
+
+def check_adapter(folder: Path, model: Any) -> None:
+    """Check that an adapter fits a model and is finite.
+
+    Args:
+        folder: Where it lies.
+        model: One of the kind, without memory (on the device ``meta``); it is changed.
+
+    Raises:
+        ValueError: It is no LoRA adapter of this model; the text says why.
+    """
+    from peft import PeftModel, get_peft_model_state_dict  # noqa: PLC0415 - as above
+
+    config = _config(folder)
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{ADAPTER_WEIGHTS} is damaged: {error}") from error
+    try:
+        expected = get_peft_model_state_dict(PeftModel(model, config, adapter_name=_NAME))
+    except _PEFTS as error:
+        raise _misfit(config, first_line(error)) from error
+    if names := sorted(tensors.keys() ^ expected.keys()):
+        raise _misfit(config, f"{len(names)} missing or unexpected tensors, such as {names[0]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise _misfit(
+                config,
+                f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}",
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
+def _misfit(config: Any, problem: str) -> ValueError:
+    return ValueError(
+        "expected an adapter of the full weights that were loaded last, but this one, trained "
+        f"on {config.base_model_name_or_path!r}, does not fit them: {problem}"
+    )
 
 
 def _config(folder: Path) -> Any:
