@@ -241,7 +241,8 @@ def run(tmp_path: Path) -> RunDirectory:
     run.parts("evaluation/responses", EVALUATION).append([answer])
     run.parts("evaluation/pairs", JUDGED_PAIRS).append([judged])
     asked = {"id": ANSWERED, **FROM, "prompt": ASKED}
-    run.export("rl_prompts/train", [asked], RL_PROMPTS_EXPORT)
+    with run.exporting("rl_prompts/train", RL_PROMPTS_EXPORT) as export:
+        export.extend([asked])
     run.parts("rl", EPISODES).append([sampled(31), sampled(32, scored=False)])
     RunState(run).finish("sft", 1.0, {"weight_version": "sl-0123456789ab"})
     return run

@@ -13,7 +13,7 @@ from solon.trainer.prompts import Prompt, load_prompts
 
 def seeds(name: str) -> tuple[Prompt, ...]:
     sources = [PromptSource(source=name)]
-    return load_prompts(sources, split="train", seed=0, purpose="seeds").prompts
+    return tuple(load_prompts(sources, split="train", seed=0, purpose="seeds").prompts)
 
 
 def asker(seed: int = 0, shots: int = 3) -> Asker:

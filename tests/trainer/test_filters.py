@@ -16,7 +16,7 @@ from solon.trainer.stages.filters import (
     repetition,
     similarity,
 )
-from solon.trainer.stages.preference_export import Export
+from solon.trainer.stages.preference_export import Labels
 from solon.trainer.stages.preference_settings import PairFilters, PreferencesConfig
 
 
@@ -139,12 +139,11 @@ def test_an_export_says_how_often_the_longer_response_won_and_how_labels_are_spr
         sides = {"chosen": [{"content": chosen}], "rejected": [{"content": rejected}]}
         return {"probability": probability} | sides
 
-    train = [row("long", "no", 0.5), row("on", "off", 0.97), row("off", "on", 1.0)]
-    figures = Export(
-        rows={"train": train, "test": [row("as", "as", 0.62)]},
-        given={"train": [row("so", "it", 1.0)], "test": []},
-        copies=0,
-    ).figures()
-    assert figures["given"] == {"train": 1, "test": 0}
+    labels = Labels()
+    labels.add(row("long", "no", 0.5))
+    labels.add(row("on", "off", 0.97))
+    labels.add(row("off", "on", 1.0))
+    labels.add(row("as", "as", 0.62))
+    figures = labels.figures()
     assert figures["longer_chosen"] == pytest.approx(2 / 3)
     assert figures["labels"] == {"0.5-0.6": 1, "0.6-0.7": 1, "0.9-1.0": 2}

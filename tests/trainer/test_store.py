@@ -72,7 +72,18 @@ def test_the_content_does_not_depend_on_how_it_was_split_or_ordered(tmp_path: Pa
     once.append(rows(0, 20))
     for start in (15, 5, 10, 0):
         often.append(rows(start, start + 5))
-    assert once.table().equals(often.table())
+    assert list(once.records()) == list(often.records())
+
+
+def test_more_records_than_are_sorted_in_memory_come_in_the_same_order(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path)
+    places = list(range(20_000))
+    random.Random(1).shuffle(places)
+    for start in range(0, len(places), 1_500):
+        parts.append([{"id": str(n), "value": n} for n in places[start : start + 1_500]])
+    found = list(parts.records())
+    assert [row["id"] for row in found] == sorted(map(str, places))
+    assert all(row["id"] == str(row["value"]) for row in found)
 
 
 def test_what_a_killed_writer_left_half_written_is_no_record_and_is_removed(tmp_path: Path) -> None:
@@ -107,7 +118,7 @@ def test_parts_of_another_version_are_refused(tmp_path: Path) -> None:
     parts_of(tmp_path).append(rows(0, 1))
     other = RunDirectory(str(tmp_path)).parts("records", pa.schema([("id", pa.string())]))
     with pytest.raises(StoreError, match="has other columns"):
-        other.table()
+        list(other.records())
 
 
 def test_records_are_written_and_read_without_pandas(tmp_path: Path) -> None:
@@ -121,7 +132,8 @@ def test_records_are_written_and_read_without_pandas(tmp_path: Path) -> None:
         assert list(parts.records()) == []
         parts.append([{"id": "a"}])
         assert parts.ids() == {"a"} and parts.where("id", "a") == list(parts.records())
-        run.export("sft/train", parts.records(), pa.schema([("id", pa.string())]))
+        with run.exporting("sft/train", pa.schema([("id", pa.string())])) as export:
+            export.extend(parts.records())
         assert run.exported("sft/train") == [{"id": "a"}]
         print("pandas" in sys.modules)
     """)

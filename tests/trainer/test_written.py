@@ -21,7 +21,7 @@ def written(kind: str) -> tuple[Prompt, ...]:
     sources = [PromptSource(source=WRITTEN + kind)]
     found = load_prompts(sources, split="train", seed=0, purpose="x")
     assert found.duplicates == 0
-    return found.prompts
+    return tuple(found.prompts)
 
 
 @pytest.mark.parametrize("kind", WRITTEN_KINDS)

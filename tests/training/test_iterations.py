@@ -83,7 +83,8 @@ def train(run: Path, stage: Stage, iteration: int) -> dict[str, float]:
     if stage == "rl":
         rows = records(run, "preferences", PREFERENCES)
         asked = [{name: row[name] for name in RL_PROMPTS_EXPORT.names} for row in rows]
-        RunDirectory(str(run)).export("rl_prompts/train", asked, RL_PROMPTS_EXPORT)
+        with RunDirectory(str(run)).exporting("rl_prompts/train", RL_PROMPTS_EXPORT) as export:
+            export.extend(asked)
     figures = worker._run(step, run, worker._Events(io.StringIO()), judges={})
     assert main([stage, str(run)]) == 0
     return figures

@@ -85,7 +85,9 @@ async def run(options: argparse.Namespace) -> int:
     wanted = _wanted(options)
     name = options.seeds or f"written:{options.kind}"
     seeds = source_of(source=name, count=_SANDBOX_SEEDS if name.startswith("sandbox:") else None)
-    examples = load_prompts([seeds], split="train", seed=wanted.seed, purpose="seeds").prompts
+    examples = tuple(
+        load_prompts([seeds], split="train", seed=wanted.seed, purpose="seeds").prompts
+    )
     async with _policy(options) as (policy, info, local):
         with RunConsole().stage("prompts") as progress:
             work = generate(policy, info, examples, wanted, to=options.to, progress=progress)

@@ -241,7 +241,12 @@ def _files_digest(files: tuple[Path, ...], states: tuple[tuple[int, int], ...]) 
 
 
 def _prompts_digest(prompts: PromptSet) -> str:
-    return _digest([_prompt_values(one) for one in prompts.prompts])
+    # that of a list, which may be too long for memory
+    digest = hashlib.sha256(b"[")
+    for number, prompt in enumerate(prompts.prompts):
+        digest.update(b"," * bool(number) + _canonical(_prompt_values(prompt)))
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _prompt_values(prompt: Prompt) -> list[Any]:
@@ -250,5 +255,8 @@ def _prompt_values(prompt: Prompt) -> list[Any]:
 
 
 def _digest(value: Any) -> str:
-    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()

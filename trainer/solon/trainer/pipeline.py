@@ -234,11 +234,8 @@ class Pipeline:
         judges: Mapping[str, str] | None = None,
     ) -> Summary:
         if step.stage == "rl" and self._config.rl.algorithm != "dpo":
-            asked = [
-                {"id": prompt.id, **rows.origin(prompt), "prompt": prompt.conversation.as_dicts()}
-                for prompt in prompts["rl"].prompts
-            ]
-            self._run.export("rl_prompts/train", asked, RL_PROMPTS_EXPORT)
+            with self._run.exporting("rl_prompts/train", RL_PROMPTS_EXPORT) as export:
+                export.extend(map(rows.asked, prompts["rl"].prompts))
         metrics: dict[str, float] = {}
 
         def on_event(event: StageEvent) -> None:

@@ -6,17 +6,19 @@ Knows nothing of what a prompt is used for, and never looks at the sandbox's ora
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
-from solon.chat import Conversation
+from solon.chat import Conversation, Message
 from solon.constitution.selection import derive_seed
 from solon.trainer.errors import PromptError
 from solon.trainer.importers import Answers, Importer, content_id, place_of
 from solon.trainer.prompt_settings import FormatName, PromptSource, SandboxKind
+from solon.trainer.spool import TextSet, temporary_database
 
 Split = Literal["train", "eval"]
 
@@ -41,11 +43,79 @@ class Prompt:
     """Tags of the principles by which responses to it are compared. Empty: by all."""
 
 
+class Prompts(Sequence[Prompt]):
+    """Prompts of different ids, in their order. Any number of them: they are not in memory."""
+
+    def __init__(self, prompts: Iterable[Prompt] = ()) -> None:
+        """Start with these.
+
+        Raises:
+            ValueError: Two have one id.
+        """
+        self._database = temporary_database()
+        run = self._database.execute
+        run("CREATE TABLE prompts (place INTEGER PRIMARY KEY, id TEXT UNIQUE, rest TEXT)")
+        self._size = 0
+        for prompt in prompts:
+            self.append(prompt)
+
+    def append(self, prompt: Prompt) -> None:
+        """Put in one more.
+
+        Raises:
+            ValueError: Its id is there.
+        """
+        if self.has(prompt.id):
+            raise ValueError(f"id: expected one that is not there yet, got {prompt.id!r}")
+        row = (self._size, prompt.id, json.dumps(_rest(prompt)))
+        self._database.execute("INSERT INTO prompts VALUES (?, ?, ?)", row)
+        self._size += 1
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        """By its place, or several."""
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(self._size))]
+        wanted = range(self._size)[place]
+        (found,) = self._database.execute("SELECT id, rest FROM prompts WHERE place = ?", (wanted,))
+        return _prompt(*found)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        """In their order."""
+        for name, rest in self._database.execute("SELECT id, rest FROM prompts ORDER BY place"):
+            yield _prompt(name, rest)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._size
+
+    def get(self, name: str) -> Prompt | None:
+        """The one of this id."""
+        query = self._database.execute("SELECT id, rest FROM prompts WHERE id = ?", (name,))
+        found = query.fetchone()
+        return None if found is None else _prompt(*found)
+
+    def ids(self) -> Iterator[str]:
+        """Of all of them, in their order."""
+        for (name,) in self._database.execute("SELECT id FROM prompts ORDER BY place"):
+            yield name
+
+    def has(self, name: str) -> bool:
+        """Whether one has this id."""
+        query = self._database.execute("SELECT 1 FROM prompts WHERE id = ?", (name,))
+        return query.fetchone() is not None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptSet:
     """Distinct prompts, in the order of their sources."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: Prompts
     duplicates: int = 0
     """Prompts that were left out because the same conversation came before."""
     unusable: int = 0
@@ -68,25 +138,22 @@ def load_prompts(
     Raises:
         PromptError: A file that is missing or broken, by line; one id for two conversations.
     """
-    kept: dict[str, Prompt] = {}
-    seen: set[str] = set()
+    kept, seen = Prompts(), TextSet()
     duplicates = unusable = 0
     for index, source in enumerate(sources):
         reader = SourceReader(source, split, derive_seed(seed, "prompts", purpose, index))
         for prompt in reader:
-            content = content_id(prompt.conversation)
-            if content in seen:
+            if not seen.add(content_id(prompt.conversation)):
                 duplicates += 1
                 continue
-            if prompt.id in kept:
+            if (before := kept.get(prompt.id)) is not None:
                 raise PromptError(
                     f"{_place(prompt)}: id {prompt.id!r} was given before to another conversation "
-                    f"(in {kept[prompt.id].source}); ids must be unique, or left out"
+                    f"(in {before.source}); ids must be unique, or left out"
                 )
-            seen.add(content)
-            kept[prompt.id] = prompt
+            kept.append(prompt)
         unusable += reader.unusable
-    return PromptSet(prompts=tuple(kept.values()), duplicates=duplicates, unusable=unusable)
+    return PromptSet(prompts=kept, duplicates=duplicates, unusable=unusable)
 
 
 def source_digest(name: str) -> str:
@@ -174,6 +241,31 @@ class SourceReader:
                 category=drawn.category,
                 judged_by=self._source.judged_by,
             )
+
+
+def _rest(prompt: Prompt) -> list[object]:
+    """All but the id, as JSON."""
+    return [
+        [[turn.role, turn.content] for turn in prompt.conversation.messages],
+        prompt.source,
+        prompt.row,
+        prompt.category,
+        [[pair.chosen, pair.rejected] for pair in prompt.pairs],
+        prompt.judged_by,
+    ]
+
+
+def _prompt(name: str, rest: str) -> Prompt:
+    turns, source, row, category, pairs, judged_by = json.loads(rest)
+    return Prompt(
+        id=name,
+        conversation=Conversation(tuple(Message(*turn) for turn in turns)),
+        source=source,
+        row=row,
+        category=category,
+        pairs=tuple(Answers(chosen=chosen, rejected=rejected) for chosen, rejected in pairs),
+        judged_by=tuple(judged_by),
+    )
 
 
 def _place(prompt: Prompt) -> str:

@@ -6,15 +6,15 @@ their ids and whichever file they are of. Knows nothing of how prompts are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import compress
 
 from solon.constitution.selection import derive_seed
 from solon.trainer.errors import PromptError
 from solon.trainer.importers import content_id
-from solon.trainer.prompts import Prompt, PromptSet
+from solon.trainer.prompts import Prompt, Prompts, PromptSet
 from solon.trainer.similarity import conversation_key
+from solon.trainer.spool import TextSet, temporary_database
 
 _MOST_SHOWN = 80
 
@@ -42,20 +42,21 @@ def divide(
             left with none.
     """
     _refuse_shared_ids({**training, **evaluation})
-    keys = {name: _keys(of) for name, of in {**training, **evaluation}.items()}
-    trained, held = _by_key(training, keys), _by_key(evaluation, keys)
-    both = trained.keys() & held.keys()
+    held = TextSet(_key(prompt) for prompt in _all(evaluation))
+    # most runs evaluate on few prompts, or on none that these could be among
+    both = TextSet(key for key in map(_key, _all(training)) if key in held) if held else held
     if both and held_out_share is None:
-        first = next(key for key in held if key in both)
-        (held_key, prompt), (key, _) = held[first], trained[first]
+        held_key, prompt = _first(evaluation, both)
+        key, _ = _first(training, TextSet([_key(prompt)]))
         raise PromptError(
             f"prompts.{held_key}: {len(both)} held-out prompts are also in prompts.{key}, so that "
             "their evaluation would measure memory; remove them from one of the two, or have each "
             "given to one: prompts.held_out_share=1 keeps all of them for evaluation, 0.1 a tenth. "
             f"The first: {prompt.conversation.messages[-1].content[:_MOST_SHOWN]!r}"
         )
-    out = {key for key in both if is_held_out(key, held_out_share or 0.0)}
-    return _without(training, keys, out) | _without(evaluation, keys, both - out)
+    out = TextSet(key for key in both if is_held_out(key, held_out_share or 0.0))
+    kept = TextSet(key for key in both if key not in out)
+    return _without(training, out) | _without(evaluation, kept)
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -63,30 +64,26 @@ def is_held_out(key: str, share: float) -> bool:
     return derive_seed(0, "held out", key) < share * 2**64
 
 
-def _keys(of: PromptSet) -> list[str]:
-    return [conversation_key(prompt.conversation) for prompt in of.prompts]
+def _key(prompt: Prompt) -> str:
+    return conversation_key(prompt.conversation)
 
 
-def _by_key(
-    sets: Mapping[str, PromptSet], keys: Mapping[str, list[str]]
-) -> dict[str, tuple[str, Prompt]]:
-    """``conversation_key`` -> the configuration's key and the prompt that had it first."""
-    found: dict[str, tuple[str, Prompt]] = {}
-    for name, of in sets.items():
-        for key, prompt in zip(keys[name], of.prompts, strict=True):
-            found.setdefault(key, (name, prompt))
-    return found
+def _all(sets: Mapping[str, PromptSet]) -> Iterator[Prompt]:
+    for of in sets.values():
+        yield from of.prompts
 
 
-def _without(
-    sets: Mapping[str, PromptSet], keys: Mapping[str, list[str]], taken: set[str]
-) -> dict[str, PromptSet]:
+def _first(sets: Mapping[str, PromptSet], keys: TextSet) -> tuple[str, Prompt]:
+    """The first prompt with one of these keys, and the configuration key of its set."""
+    return next((name, one) for name, of in sets.items() for one in of.prompts if _key(one) in keys)
+
+
+def _without(sets: Mapping[str, PromptSet], taken: TextSet) -> dict[str, PromptSet]:
     if not taken:
         return dict(sets)
     made = {}
     for name, of in sets.items():
-        is_left = (key not in taken for key in keys[name])
-        left = tuple(compress(of.prompts, is_left))
+        left = Prompts(prompt for prompt in of.prompts if _key(prompt) not in taken)
         if of.prompts and not left:
             raise PromptError(
                 f"prompts.{name}: none of its {len(of.prompts)} prompts is left: all of them are "
@@ -99,11 +96,16 @@ def _without(
 
 def _refuse_shared_ids(sets: Mapping[str, PromptSet]) -> None:
     """A record is of one id: two prompts under it would pass for one."""
-    contents: dict[str, tuple[str, str]] = {}
+    known = temporary_database()
+    known.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, first TEXT, content TEXT) WITHOUT ROWID")
     for name, of in sets.items():
         for prompt in of.prompts:
             content = content_id(prompt.conversation)
-            first, before = contents.setdefault(prompt.id, (name, content))
+            row = (prompt.id, name, content)
+            if known.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", row).rowcount:
+                continue
+            query = known.execute("SELECT first, content FROM ids WHERE id = ?", (prompt.id,))
+            first, before = query.fetchone()
             if before != content:
                 raise PromptError(
                     f"prompts.{name}: id {prompt.id!r} is that of another conversation in "

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -72,11 +74,22 @@ class Storage:
 
     def write(self, name: str, content: bytes) -> None:
         """Put a file in its place, whole; replaces one that is there."""
+        with self.writing(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """What is written in the block appears in its place, whole, unless the block fails."""
         with self._explained(name, "written"):
-            if self.local_root is None:
-                self._fs.pipe_file(self._at(name), content)
-            else:
-                _write_on_disk(self.local_root / name, content)
+            if self.local_root is not None:
+                with _writing_on_disk(self.local_root / name) as file:
+                    yield file
+                return
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                with self._fs.open(self._at(name), "wb") as there:
+                    shutil.copyfileobj(file, there)
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -117,16 +130,17 @@ class Storage:
             ) from error
 
 
-def _write_on_disk(path: Path, content: bytes) -> None:
+@contextmanager
+def _writing_on_disk(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}{_LEFTOVER}{os.getpid()}")
     try:
         with beside.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
     # the rename itself must survive a power failure

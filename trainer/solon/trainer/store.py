@@ -16,7 +16,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from solon.trainer.errors import RunDirectoryError, StoreError
+from solon.trainer.spool import TextSet
 from solon.trainer.storage import Storage
 
 Record = Mapping[str, Any]
@@ -37,6 +42,16 @@ _WRITTEN_FOLDERS = (
     *("export", "export/sft", "export/preferences*", "export/rl_prompts"),
 )
 """Patterns of folders in which writing may have been cut short."""
+
+
+_SORTED_TOGETHER = 4096
+"""Records that are sorted in memory, about; of more, one such share after the other."""
+_MOST_SHARES = 256
+"""Each is an open file; with more records than they hold so, shares grow."""
+_SAMPLED = 16
+"""Of so many ids one is looked at to find where the shares begin."""
+_ROWS_A_GROUP = 2048
+"""Rows of an export that are in memory at once."""
 
 
 class Parts:
@@ -91,31 +106,26 @@ class Parts:
         """
         self._storage.remove(f"{self._folder}/{name}.parquet")
 
-    def ids(self) -> set[str]:
+    def ids(self) -> TextSet:
         """Ids of the records that are done.
 
         Raises:
             StoreError: A part is damaged, or a record is there twice.
         """
-        found: set[str] = set()
+        found = TextSet()
         for name in self._names():
-            ids = self._read(name, columns=["id"]).column("id").to_pylist()
-            twice = found.intersection(ids)
-            if twice or len(set(ids)) < len(ids):
-                raise StoreError(
-                    f"{self._storage.url}/{name}: holds records that another part holds too, "
-                    f"such as {next(iter(twice), ids[0])!r}; remove one of the two files"
-                )
-            found.update(ids)
+            for one in self._read(name, columns=["id"]).column("id").to_pylist():
+                if not found.add(one):
+                    raise StoreError(
+                        f"{self._storage.url}/{name}: holds records that another part holds too, "
+                        f"such as {one!r}; remove one of the two files"
+                    )
         return found
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> Iterator[Any]:
         """One column of all records."""
-        return [
-            value
-            for part in self._names()
-            for value in self._read(part, columns=[name]).column(name).to_pylist()
-        ]
+        for part in self._names():
+            yield from self._read(part, columns=[name]).column(name).to_pylist()
 
     def where(self, name: str, value: str) -> list[dict[str, Any]]:
         """The records with this value in a column, sorted by id."""
@@ -128,19 +138,54 @@ class Parts:
                     found += table.slice(place, 1).to_pylist()
         return sorted(found, key=lambda record: str(record["id"]))
 
-    def table(self) -> pa.Table:
-        """All records, sorted by id: the same however often the run was interrupted."""
-        tables = [self._read(name) for name in self._names()]
-        if not tables:
-            return _made([], self._schema)
-        table = pa.concat_tables(tables)
-        # not Table.sort_by, which starts threads
-        return table.take(pc.sort_indices(table.column("id")))
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All records, sorted by id: the same however often the run was interrupted.
 
-    def records(self) -> Iterable[dict[str, Any]]:
-        """All records, sorted by id, as plain values."""
-        for batch in self.table().to_batches(max_chunksize=1024):
-            yield from batch.to_pylist()
+        Any number of them: what is in memory is a share of them at most.
+        """
+        with self._shares() as shares:
+            for share in shares:
+                for batch in _sorted(share).to_batches(max_chunksize=256):
+                    yield from batch.to_pylist()
+
+    @contextmanager
+    def _shares(self) -> Iterator[Iterator[pa.Table]]:
+        """All records, those of lower ids first; each share is to be sorted by itself."""
+        bounds = self._bounds()
+        if not bounds:
+            tables = [self._read(name) for name in self._names()]
+            yield iter([pa.concat_tables(tables)] if tables else [])
+            return
+        with tempfile.TemporaryDirectory(prefix="solon-records-") as folder:
+            files = [Path(folder) / f"{number}.arrow" for number in range(len(bounds) + 1)]
+            self._distribute(bounds, files)
+            yield map(_spilled, files)
+
+    def _bounds(self) -> list[str]:
+        """The ids with which all shares but the first begin."""
+        sample: list[str] = []
+        for name in self._names():
+            ids = self._read(name, columns=["id"]).column("id")
+            sample += ids.to_pylist()[::_SAMPLED]
+        sample.sort()
+        each = max(_SORTED_TOGETHER // _SAMPLED, -(-len(sample) // _MOST_SHARES))
+        return sample[each : len(sample) - each // 2 : each]
+
+    def _distribute(self, bounds: Sequence[str], files: Sequence[Path]) -> None:
+        """Write every record to the file of its share."""
+        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(pa.ipc.new_stream(str(file), self._schema, options=options))
+                for file in files
+            ]
+            for name in self._names():
+                table = _sorted(self._read(name))
+                ids = table.column("id").to_pylist()
+                edges = [0, *(bisect_left(ids, bound) for bound in bounds), len(ids)]
+                for writer, (first, end) in zip(writers, pairwise(edges), strict=True):
+                    if first < end:
+                        writer.write_table(table.slice(first, end - first).combine_chunks())
 
     def _names(self) -> list[str]:
         return self._storage.list(self._folder, ".parquet")
@@ -166,6 +211,32 @@ class Parts:
                 "go on with the version that made it, or start a new run"
             )
         return table
+
+
+class Export:
+    """A file for training that is being written; of its rows few are in memory."""
+
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
+        """See ``RunDirectory.exporting``."""
+        self._writer = writer
+        self._schema = schema
+        self._waiting: list[Record] = []
+        self.rows = 0
+        """That it has so far."""
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """Add rows at the end."""
+        for record in records:
+            self._waiting.append(record)
+            self.rows += 1
+            if len(self._waiting) == _ROWS_A_GROUP:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait."""
+        if self._waiting:
+            self._writer.write_table(_made(self._waiting, self._schema))
+            self._waiting.clear()
 
 
 class RunDirectory:
@@ -198,11 +269,16 @@ class RunDirectory:
         """The records of one kind."""
         return Parts(self.storage, folder, schema)
 
-    def export(self, name: str, records: Iterable[Record], schema: pa.Schema) -> int:
-        """Write ``export/NAME.parquet`` for training; returns the number of its rows."""
-        table = _made(list(records), schema)
-        self.storage.write(f"export/{name}.parquet", _parquet(table))
-        return int(table.num_rows)
+    @contextmanager
+    def exporting(self, name: str, schema: pa.Schema) -> Iterator[Export]:
+        """``export/NAME.parquet`` for training, which is there, whole, when the block has ended."""
+        with (
+            self.storage.writing(f"export/{name}.parquet") as file,
+            pq.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
+            export = Export(writer, schema)
+            yield export
+            export.flush()
 
     def exported(self, name: str) -> list[dict[str, Any]]:
         """The rows of ``export/NAME.parquet``; none if there is no such file.
@@ -262,6 +338,18 @@ def _table(content: bytes, columns: list[str] | None = None) -> pa.Table:
     # files are small; and Arrow aborts a process that ends while its threads still start
     file = pq.ParquetFile(io.BytesIO(content), pre_buffer=False)
     return file.read(columns=columns, use_threads=False)
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    # not Table.sort_by, which starts threads
+    return table.take(pc.sort_indices(table.column("id")))
+
+
+def _spilled(file: Path) -> pa.Table:
+    """What ``_distribute`` wrote."""
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    with pa.OSFile(str(file)) as content, pa.ipc.open_stream(content, options=options) as stream:
+        return stream.read_all()
 
 
 def _parquet(table: pa.Table) -> bytes:

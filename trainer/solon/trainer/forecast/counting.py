@@ -17,7 +17,7 @@ from solon.constitution.prompts import (
     score_prompt,
 )
 from solon.trainer.config import RunConfig
-from solon.trainer.forecast.lengths import Length, Tokens
+from solon.trainer.forecast.lengths import Length, Tokens, spread
 from solon.trainer.forecast.workload import EXPECTED_SHARE, Calls, Training, Workload
 from solon.trainer.labelled import load_labelled
 from solon.trainer.launch.local import Role
@@ -105,7 +105,7 @@ class _Counter:
         self._prompts, self._tokens = prompts, tokens
         self._steps = steps
         self._lengths = {
-            key: tokens.of_conversations([p.conversation for p in found.prompts])
+            key: tokens.of_conversations([p.conversation for p in spread(found.prompts)])
             for key, found in prompts.items()
         }
 
@@ -113,7 +113,7 @@ class _Counter:
         """Each known response by each principle: a prompt like a critique's, whose end is read."""
         config = self._config.preflight
         known = load_labelled(config.source, count=config.count, seed=self._config.seed)
-        said = [one.conversation.then(Message("assistant", one.response)) for one in known]
+        said = [one.conversation.then(Message("assistant", one.response)) for one in spread(known)]
         length = self._tokens.of_conversations(said)
         calls = len(known) * len(asked_by(self._constitution, config))
         asked, _ = self._critic_prompts()

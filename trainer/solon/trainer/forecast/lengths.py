@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from solon.chat import Conversation
 
@@ -21,7 +21,14 @@ _TURN_TOKENS = 5
 _ASK_TOKENS = 3
 """With which it lets the assistant begin."""
 _MOST_MEASURED = 2_000
-"""Texts that are measured, evenly spread, of a longer list."""
+"""Items that are measured, evenly spread, of a longer list."""
+
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item]) -> Sequence[Item]:
+    """Items of which there are not too many to measure, from all over a list."""
+    return items[:: len(items) // _MOST_MEASURED + 1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +60,13 @@ class Tokens:
 
     def of_conversations(self, conversations: Sequence[Conversation]) -> Length:
         """As chat templates render them, up to where the assistant begins; 0 for none."""
-        chosen = conversations[:: len(conversations) // _MOST_MEASURED + 1]
-        if not chosen:
+        if not conversations:
             return Length(mean=0.0, longest=0)
         lengths = [
             sum(self.of_texts([turn.content for turn in one.messages]))
             + _TURN_TOKENS * len(one.messages)
             + _ASK_TOKENS
-            for one in chosen
+            for one in conversations
         ]
         return Length(mean=fmean(lengths), longest=max(lengths))
 

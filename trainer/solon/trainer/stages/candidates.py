@@ -18,6 +18,7 @@ from solon.client import Generated, Outcome
 from solon.constitution import derive_seed
 from solon.trainer.prompts import Prompt
 from solon.trainer.schemas import REVISIONS
+from solon.trainer.spool import TextSet
 from solon.trainer.stages import filters, revisions, rows
 from solon.trainer.stages.context import StageContext
 from solon.trainer.stages.filters import Dropped
@@ -49,7 +50,7 @@ class Pair:
     """Why it is not to be judged."""
 
 
-def items(context: StageContext) -> list[Item]:
+def items(context: StageContext) -> Iterator[Item]:
     """What ``preferences.source`` says; a prompt of both sources once.
 
     Revisions are compared in the first iteration alone: in the others they would be the same.
@@ -58,26 +59,23 @@ def items(context: StageContext) -> list[Item]:
         StoreError: A record of the revisions stage cannot be read.
     """
     source = context.config.preferences.source
-    sampled = {one.id: one for one in context.prompts["preferences"].prompts}
-    if source == "samples" or context.step.iteration > 1:
-        return [Item(prompt=one, is_sampled=True, revised=None) for one in sampled.values()]
-    records = context.run.parts(revisions.FOLDER, REVISIONS).records()
-    revised = {record["id"]: record for record in records if _last_revision(record)}
-    found = [
-        Item(
-            prompt=sampled.get(name) or _prompt_of(record),
-            is_sampled=source == "both" and name in sampled,
-            revised=record,
-        )
-        for name, record in revised.items()
-    ]
-    if source == "revisions":
-        return found
-    return found + [
-        Item(prompt=one, is_sampled=True, revised=None)
-        for name, one in sampled.items()
-        if name not in revised
-    ]
+    sampled = context.prompts["preferences"].prompts
+    revised = TextSet()
+    if source != "samples" and context.step.iteration == 1:
+        for record in context.run.parts(revisions.FOLDER, REVISIONS).records():
+            if not _last_revision(record):
+                continue
+            name = record["id"]
+            revised.add(name)
+            yield Item(
+                prompt=sampled.get(name) or _prompt_of(record),
+                is_sampled=source == "both" and sampled.has(name),
+                revised=record,
+            )
+    if source != "revisions" or context.step.iteration > 1:
+        for one in sampled:
+            if one.id not in revised:
+                yield Item(prompt=one, is_sampled=True, revised=None)
 
 
 async def responses_of(

@@ -6,9 +6,7 @@ Knows nothing of how the records were made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from solon.chat import Conversation
@@ -18,92 +16,144 @@ from solon.trainer.given import MARK
 from solon.trainer.prompts import Prompt, source_digest
 from solon.trainer.schemas import PREFERENCES, PREFERENCES_EXPORT
 from solon.trainer.similarity import conversation_key
+from solon.trainer.spool import temporary_database
 from solon.trainer.stages.filters import copies
 from solon.trainer.stages.preference_settings import PreferencesConfig
 from solon.trainer.steps import Step, marked
-from solon.trainer.store import Record, RunDirectory
+from solon.trainer.store import Export, Record, RunDirectory
 
 Split = Literal["train", "test"]
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Export:
-    """The rows for training, and what is left out only because of others."""
+class Labels:
+    """What may mislead training: longer texts that win, and labels without a spread."""
 
-    rows: dict[Split, list[Row]]
-    """Of PREFERENCES_EXPORT: those that the judge labelled."""
-    given: dict[Split, list[Row]]
-    """The same of comparisons that were given."""
-    copies: int
-    """Pairs left out because the same two responses were a pair often enough before."""
+    def __init__(self) -> None:
+        """Of none yet."""
+        self._longer = Counter[bool]()
+        self._tenths = Counter[int]()
 
-    def write(self, run: RunDirectory, step: Step) -> dict[Split, int]:
-        """Put the step's files in their place; returns how many rows each has.
-
-        Raises:
-            StageFailed: None is left to train on.
-        """
-        if not self.rows["train"]:
-            raise StageFailed(
-                f"{step.name}: no pair of different responses has a verdict and passes the "
-                "filters, so that there is nothing to train on; look at the records in "
-                f"{run.url}/{step.name}"
-            )
-        return {
-            split: run.export(f"{step.name}/{split}", found + self.given[split], PREFERENCES_EXPORT)
-            for split, found in self.rows.items()
-        }
+    def add(self, row: Row) -> None:
+        """Count a row of PREFERENCES_EXPORT that the judge labelled."""
+        chosen, rejected = len(_text(row, "chosen")), len(_text(row, "rejected"))
+        if chosen != rejected:
+            self._longer[chosen > rejected] += 1
+        self._tenths[min(int(row["probability"] * 10), 9)] += 1
 
     def figures(self) -> dict[str, Any]:
-        """What may mislead training: longer texts that win, and labels without a spread.
+        """For the summary.
 
         ``longer_chosen``: of the pairs of different length, the share of which the longer one is
-        chosen; None without any. ``labels``: tenth of the chosen one's probability -> pairs. Both
-        of the judge's labels; ``given``: split -> pairs beside them.
+        chosen; None without any. ``labels``: tenth of the chosen one's probability -> pairs.
         """
-        pairs = [row for found in self.rows.values() for row in found]
-        lengths = [(len(_text(row, "chosen")), len(_text(row, "rejected"))) for row in pairs]
-        longer = [chosen > rejected for chosen, rejected in lengths if chosen != rejected]
-        tenths = Counter(min(int(row["probability"] * 10), 9) for row in pairs)
+        longer, tenths = self._longer, self._tenths
         return {
-            "longer_chosen": sum(longer) / len(longer) if longer else None,
+            "longer_chosen": longer[True] / longer.total() if longer else None,
             "labels": {f"{t / 10:.1f}-{(t + 1) / 10:.1f}": n for t, n in sorted(tenths.items())},
-            "given": {split: len(found) for split, found in self.given.items()},
         }
 
 
-def collect(
+def export_pairs(
     run: RunDirectory,
     step: Step,
     config: PreferencesConfig,
     *,
-    comparisons: Sequence[Prompt],
-    seed: int,
-) -> Export:
-    """The pairs of all records that have a verdict and pass the filters, split by prompt.
+    without: Collection[str],
+    given: Given,
+) -> dict[str, Any]:
+    """Write the pairs of all records that have a verdict and pass the filters, split by prompt.
 
     Args:
         run: Has the records.
         step: Whose.
         config: The stage's.
-        comparisons: Prompts with pairs of which the better is known, to draw from.
-        seed: Of the draw.
+        without: Ids of pairs that are left out: see ``copied``.
+        given: Comparisons to mix in.
+
+    Returns:
+        ``exported`` and ``given``: split -> all its pairs, and those of them that were given. The
+        figures of ``Labels``.
 
     Raises:
-        PromptError: A file of comparisons is not there any more.
+        StageFailed: None of the judge's is left to train on.
     """
-    most = config.filters.max_copies
-    out = copied(run, step, most)
-    rows: dict[Split, list[Row]] = {"train": [], "test": []}
-    for record in run.parts(step.name, PREFERENCES).records():
-        kept = (row for row in pairs_of(record, step) if row["id"] not in out)
-        rows[split_of(record["prompt"], config.test_share)].extend(kept)
-    digests = {name: source_digest(name) for name in {one.source for one in comparisons}}
-    pool = [row for one in comparisons for row in _given_of(one, config, digests[one.source])]
-    pool.sort(key=lambda row: derive_seed(seed, "given", row["id"]))
-    given = {split: _drawn(pool, split, len(found), config) for split, found in rows.items()}
-    return Export(rows=rows, given=given, copies=len(out))
+    labels = Labels()
+    with (
+        run.exporting(f"{step.name}/train", PREFERENCES_EXPORT) as train,
+        run.exporting(f"{step.name}/test", PREFERENCES_EXPORT) as test,
+    ):
+        files: dict[Split, Export] = {"train": train, "test": test}
+        for record in run.parts(step.name, PREFERENCES).records():
+            rows = [row for row in pairs_of(record, step) if row["id"] not in without]
+            files[split_of(record["prompt"], config.test_share)].extend(rows)
+            for row in rows:
+                labels.add(row)
+        if not train.rows:
+            raise StageFailed(
+                f"{step.name}: no pair of different responses has a verdict and passes the "
+                "filters, so that there is nothing to train on; look at the records in "
+                f"{run.url}/{step.name}"
+            )
+        judged = {split: file.rows for split, file in files.items()}
+        for split, file in files.items():
+            file.extend(given.drawn(split, file.rows))
+    exported = {split: file.rows for split, file in files.items()}
+    return {
+        "exported": exported,
+        **labels.figures(),
+        "given": {split: rows - judged[split] for split, rows in exported.items()},
+    }
+
+
+class Given:
+    """Comparisons that were given, in the order in which they are drawn."""
+
+    def __init__(self, prompts: Sequence[Prompt], config: PreferencesConfig, seed: int) -> None:
+        """Draw.
+
+        Args:
+            prompts: With pairs of which the better is known.
+            config: The stage's.
+            seed: Of the draw.
+
+        Raises:
+            PromptError: A file of them is not there any more.
+        """
+        self._prompts = prompts
+        self._config = config
+        self._digests = {name: source_digest(name) for name in {one.source for one in prompts}}
+        self._order = temporary_database()
+        self._order.execute("CREATE TABLE pairs (split, draw INTEGER, place, number)")
+        for place, prompt in enumerate(prompts):
+            split = split_of(prompt.conversation.as_dicts(), config.test_share)
+            for number, _ in enumerate(prompt.pairs):
+                draw = derive_seed(seed, "given", _given_id(prompt, number)) - 2**63
+                row = (split, draw, place, number)
+                self._order.execute("INSERT INTO pairs VALUES (?, ?, ?, ?)", row)
+
+    def drawn(self, split: Split, judged: int) -> Iterator[Row]:
+        """As many of the split's, from the first on, as make their share beside the judged."""
+        share = self._config.given.share
+        wanted = round(judged * share / (1 - share))
+        query = (
+            "SELECT place, number FROM pairs WHERE split = ? ORDER BY draw, place, number LIMIT ?"
+        )
+        for place, number in self._order.execute(query, (split, wanted)):
+            yield self._row(self._prompts[place], number)
+
+    def _row(self, prompt: Prompt, number: int) -> Row:
+        pair = prompt.pairs[number]
+        return {
+            "id": _given_id(prompt, number),
+            "source": prompt.source,
+            "row": prompt.row,
+            "source_digest": self._digests[prompt.source],
+            "prompt": prompt.conversation.as_dicts(),
+            "chosen": _said(pair.chosen),
+            "rejected": _said(pair.rejected),
+            "probability": self._config.given.probability,
+        }
 
 
 def copied(run: RunDirectory, step: Step, most: int | None) -> frozenset[str]:
@@ -149,26 +199,8 @@ def row_id(record: Record, pair: Record, step: Step) -> str:
     return marked(f"{record['id']}:{pair['a']}-{pair['b']}", step.iteration)
 
 
-def _given_of(prompt: Prompt, config: PreferencesConfig, digest: str) -> Iterator[Row]:
-    for number, pair in enumerate(prompt.pairs):
-        yield {
-            "id": f"{prompt.id}{MARK}{number}",
-            "source": prompt.source,
-            "row": prompt.row,
-            "source_digest": digest,
-            "prompt": prompt.conversation.as_dicts(),
-            "chosen": _said(pair.chosen),
-            "rejected": _said(pair.rejected),
-            "probability": config.given.probability,
-        }
-
-
-def _drawn(pool: Sequence[Row], split: Split, judged: int, config: PreferencesConfig) -> list[Row]:
-    """As many of the split's, from the first on, as make their share beside the judged pairs."""
-    share = config.given.share
-    wanted = round(judged * share / (1 - share))
-    own = (row for row in pool if split_of(row["prompt"], config.test_share) == split)
-    return list(islice(own, wanted))
+def _given_id(prompt: Prompt, number: int) -> str:
+    return f"{prompt.id}{MARK}{number}"
 
 
 def _said(text: str) -> list[dict[str, str]]:

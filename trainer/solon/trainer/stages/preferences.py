@@ -10,6 +10,7 @@ any ground truth.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from solon.constitution import derive_seed, tagged
@@ -19,7 +20,7 @@ from solon.trainer.stages import candidates, filters, judging, rows
 from solon.trainer.stages.candidates import Item, Pair
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.stages.preference_counts import Counts
-from solon.trainer.stages.preference_export import collect
+from solon.trainer.stages.preference_export import Given, copied, export_pairs
 from solon.trainer.stages.work import make_records
 from solon.trainer.store import Record
 
@@ -34,15 +35,13 @@ async def run(context: StageContext) -> Summary:
         TrainerError, SolonError: As the store and the services raise.
     """
     config, folder = context.config.preferences, context.step.name
-    items = candidates.items(context)
+    total = Counter[str]()
+    for item in candidates.items(context):
+        total.update(items=1, sampled=item.is_sampled, revised=item.revised is not None)
     parts = context.run.parts(folder, PREFERENCES)
     done = parts.ids()
-    counts = Counts(
-        config,
-        sampled=sum(item.is_sampled for item in items),
-        revised=sum(item.revised is not None for item in items),
-    )
-    context.progress.start(len(items), len(done))
+    counts = Counts(config, sampled=total["sampled"], revised=total["revised"])
+    context.progress.start(total["items"], len(done))
     for record in parts.records():
         counts.add(record)
 
@@ -51,23 +50,18 @@ async def run(context: StageContext) -> Summary:
         counts.add(record)
 
     await make_records(
-        [item for item in items if item.prompt.id not in done],
+        (item for item in candidates.items(context) if item.prompt.id not in done),
         lambda item: _make(context, item),
         parts=parts,
         in_flight=context.config.services.in_flight,
         store=context.config.store,
         on_record=on_record,
     )
-    given = context.prompts["comparisons"].prompts
-    export = collect(context.run, context.step, config, comparisons=given, seed=context.seed)
-    counts.end(export.copies)
-    exported = export.write(context.run, context.step)
-    summary = {
-        "prompts": len(items),
-        **counts.figures(),
-        "exported": dict(exported),
-        **export.figures(),
-    }
+    out = copied(context.run, context.step, config.filters.max_copies)
+    counts.end(len(out))
+    given = Given(context.prompts["comparisons"].prompts, config, context.seed)
+    export = export_pairs(context.run, context.step, config, without=out, given=given)
+    summary = {"prompts": total["items"], **counts.figures(), **export}
     _tell(context, summary)
     return summary
 

@@ -19,6 +19,7 @@ from solon.trainer.errors import StageFailed
 from solon.trainer.fleet import Weights
 from solon.trainer.prompts import Prompt, PromptSet
 from solon.trainer.schemas import REVISIONS, SFT_EXPORT
+from solon.trainer.spool import TextSet, temporary_database
 from solon.trainer.stages import rows
 from solon.trainer.stages.context import StageContext, Summary
 from solon.trainer.stages.filters import is_repetitive
@@ -45,16 +46,17 @@ async def run(context: StageContext) -> Summary:
         TrainerError, SolonError: As the store and the services raise.
     """
     config = context.config.revisions
-    items = _items(context.prompts["red_team"], context.prompts["helpfulness"])
+    prompts = (context.prompts["red_team"], context.prompts["helpfulness"])
+    total = _count(*prompts)
     parts = context.run.parts(FOLDER, REVISIONS)
     share = Share(
         what="revisions: prompts without a usable response and revisions",
         key="revisions.max_unusable_share",
         limit=config.max_unusable_share,
-        total=len(items),
+        total=total,
     )
     done = parts.ids()
-    context.progress.start(len(items), len(done))
+    context.progress.start(total, len(done))
     share.add(parts.column("outcome"))
 
     def on_record(record: Record) -> None:
@@ -62,7 +64,7 @@ async def run(context: StageContext) -> Summary:
         share.add([record["outcome"]])
 
     await make_records(
-        [item for item in items if item.prompt.id not in done],
+        (item for item in _items(*prompts) if item.prompt.id not in done),
         lambda item: _make(context, item),
         parts=parts,
         in_flight=context.config.services.in_flight,
@@ -76,7 +78,7 @@ async def run(context: StageContext) -> Summary:
             f"revisions: {repetitive:,} texts repeat themselves too much to be trained on"
         )
     return {
-        "prompts": len(items),
+        "prompts": total,
         "examples": examples,
         "repetitive": repetitive,
         "surplus": len(out),
@@ -93,40 +95,57 @@ def _export(run: RunDirectory, config: RevisionsConfig, out: Collection[str]) ->
     Raises:
         StageFailed: There are none.
     """
-    examples: list[dict[str, Any]] = []
     repetitive = 0
-    for record in run.parts(FOLDER, REVISIONS).records():
-        examples += (one for one in examples_of(record, config) if one["id"] not in out)
-        repetitive += sum(is_repetitive(text, config.max_repetition) for _, text in _whole(record))
-    if not examples:
-        raise StageFailed(
-            "revisions: no response or revision can be trained on; look at the records in "
-            f"{run.url}/{FOLDER}"
-        )
-    return run.export("sft/train", examples, SFT_EXPORT), repetitive
+
+    def examples() -> Iterator[dict[str, Any]]:
+        nonlocal repetitive
+        for record in run.parts(FOLDER, REVISIONS).records():
+            yield from (one for one in examples_of(record, config) if one["id"] not in out)
+            texts = (text for _, text in _whole(record))
+            repetitive += sum(is_repetitive(text, config.max_repetition) for text in texts)
+
+    with run.exporting("sft/train", SFT_EXPORT) as export:
+        export.extend(examples())
+        if not export.rows:
+            raise StageFailed(
+                "revisions: no response or revision can be trained on; look at the records in "
+                f"{run.url}/{FOLDER}"
+            )
+    return export.rows, repetitive
 
 
-def surplus(run: RunDirectory, config: RevisionsConfig) -> frozenset[str]:
+def surplus(run: RunDirectory, config: RevisionsConfig) -> Collection[str]:
     """Ids of the examples that ``helpful_share`` leaves out, which no record knows by itself."""
     if config.helpful_share is None:
-        return frozenset()
-    revised, helpful = 0, []
+        return ()
+    revised = 0
+    drawn = temporary_database()
+    drawn.execute("CREATE TABLE helpful (draw INTEGER, id TEXT)")
     for record in run.parts(FOLDER, REVISIONS).records():
-        ids = [example["id"] for example in examples_of(record, config)]
-        if record["kind"] == "helpfulness":
-            helpful += ids
-        else:
-            revised += len(ids)
+        for example in examples_of(record, config):
+            if record["kind"] == "helpfulness":
+                draw = derive_seed(0, "surplus", example["id"]) - 2**63
+                drawn.execute("INSERT INTO helpful VALUES (?, ?)", (draw, example["id"]))
+            else:
+                revised += 1
     most = int(config.helpful_share / (1 - config.helpful_share) * revised + 1e-9)
-    return frozenset(sorted(helpful, key=lambda name: derive_seed(0, "surplus", name))[most:])
+    out = drawn.execute("SELECT id FROM helpful ORDER BY draw LIMIT -1 OFFSET ?", (most,))
+    return TextSet(name for (name,) in out)
 
 
-def _items(red_team: PromptSet, helpfulness: PromptSet) -> list[_Item]:
+def _items(red_team: PromptSet, helpfulness: PromptSet) -> Iterator[_Item]:
     """A prompt that is of both kinds is a red-team prompt: it has one record."""
-    known = {prompt.id for prompt in red_team.prompts}
-    helpful = [_Item("helpfulness", p) for p in helpfulness.prompts if p.id not in known]
-    harmful = [_Item("red_team", p) for p in red_team.prompts]
-    return harmful + helpful
+    for prompt in red_team.prompts:
+        yield _Item("red_team", prompt)
+    for prompt in helpfulness.prompts:
+        if not red_team.prompts.has(prompt.id):
+            yield _Item("helpfulness", prompt)
+
+
+def _count(red_team: PromptSet, helpfulness: PromptSet) -> int:
+    """How many items there are."""
+    ids = helpfulness.prompts.ids()
+    return len(red_team.prompts) + sum(not red_team.prompts.has(name) for name in ids)
 
 
 async def _make(context: StageContext, item: _Item) -> Record:

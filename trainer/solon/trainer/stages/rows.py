@@ -57,6 +57,11 @@ def origin(prompt: Prompt) -> Row:
     return {"source": prompt.source, "row": prompt.row, "category": prompt.category}
 
 
+def asked(prompt: Prompt) -> Row:
+    """As ``schemas.RL_PROMPTS_EXPORT``."""
+    return {"id": prompt.id, **origin(prompt), "prompt": prompt.conversation.as_dicts()}
+
+
 def completion(made: Completion) -> Row:
     """As ``schemas.COMPLETION``."""
     return {"text": made.text, "finish_reason": made.finish_reason.value, "seed": made.seed}

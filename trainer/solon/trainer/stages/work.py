@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
 from typing import TypeVar
 
 from solon import tracing
@@ -26,7 +27,7 @@ may take twice as long, up to what the configuration says."""
 
 
 async def make_records(
-    items: Sequence[Item],
+    items: Iterable[Item],
     make: Callable[[Item], Awaitable[Record]],
     *,
     parts: Parts,
@@ -62,17 +63,21 @@ async def make_records(
 
 
 async def work_through(
-    items: Sequence[Item], work: Callable[[Item], Awaitable[None]], *, in_flight: int
+    items: Iterable[Item], work: Callable[[Item], Awaitable[None]], *, in_flight: int
 ) -> None:
-    """Work on every item, on so many at the same time. The first failure cancels the others."""
+    """Work on every item, on so many at the same time. The first failure cancels the others.
+
+    No more items are taken than are worked on.
+    """
     left = iter(items)
 
-    async def worker() -> None:
+    async def worker(first: Item) -> None:
+        await work(first)
         # one iterator for all workers: each takes the next item when it is free
         for item in left:
             await work(item)
 
-    workers = [asyncio.create_task(worker()) for _ in range(min(in_flight, len(items)))]
+    workers = [asyncio.create_task(worker(first)) for first in islice(left, in_flight)]
     try:
         await asyncio.gather(*workers)
     finally:
