@@ -126,7 +126,7 @@ class Given:
         self._order = temporary_database()
         self._order.execute("CREATE TABLE pairs (split, draw INTEGER, place, number)")
         for place, prompt in enumerate(prompts):
-            split = split_of(prompt.conversation.as_dicts(), config.test_share)
+            split = _split_of(prompt.conversation, config.test_share)
             for number, _ in enumerate(prompt.pairs):
                 draw = derive_seed(seed, "given", _given_id(prompt, number)) - 2**63
                 row = (split, draw, place, number)
@@ -169,7 +169,11 @@ def split_of(prompt: Sequence[Mapping[str, str]], test_share: float) -> Split:
 
     Prompts that differ in case, white space or punctuation at most are in the same.
     """
-    key = conversation_key(Conversation.from_dicts(prompt))
+    return _split_of(Conversation.from_dicts(prompt), test_share)
+
+
+def _split_of(conversation: Conversation, test_share: float) -> Split:
+    key = conversation_key(conversation)
     return "test" if derive_seed(0, "split", key) < test_share * 2**64 else "train"
 
 

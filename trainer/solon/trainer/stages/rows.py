@@ -80,8 +80,8 @@ def answered(reply: Generated, info: ServerInfo, settings: SamplingSettings) -> 
         "model": info.model,
         "weight_version": reply.weight_version,
         "sampling": settings.model_dump(),
-        "usage": asdict(reply.usage),
-        "timing": asdict(reply.timing),
+        "usage": plain(reply.usage),
+        "timing": plain(reply.timing),
     }
 
 
@@ -105,8 +105,8 @@ def refined(made: RefinedRound) -> Row:
         "revision": None if made.revision is None else completion(made.revision),
         "revision_outcome": made.revision_outcome.value,
         "weight_version": made.weight_version,
-        "usage": asdict(made.usage),
-        "timing": asdict(made.timing),
+        "usage": plain(made.usage),
+        "timing": plain(made.timing),
     }
 
 
@@ -126,7 +126,8 @@ def assessment(made: Assessment) -> Row:
 
 def plain(spent: Usage | Timing) -> Row:
     """As ``schemas.USAGE`` or ``schemas.TIMING``."""
-    return asdict(spent)
+    # not asdict, which copies what needs no copy: a sixth of the coordinator's time
+    return {name: getattr(spent, name) for name in spent.__slots__}
 
 
 def comparison(
@@ -143,8 +144,8 @@ def comparison(
         "votes": [],
         "agreement": None,
         "weight_version": made.weight_version,
-        "usage": asdict(made.usage),
-        "timing": asdict(made.timing),
+        "usage": plain(made.usage),
+        "timing": plain(made.timing),
     }
 
 
@@ -208,8 +209,8 @@ def judgement(judge: str, model: str, made: Score | Exception, score: float | No
         "principles": [_scored(principle) for principle in made.principles],
         "constitution_digest": made.constitution_digest,
         "weight_version": made.weight_version,
-        "usage": asdict(made.usage),
-        "timing": asdict(made.timing),
+        "usage": plain(made.usage),
+        "timing": plain(made.timing),
     }
 
 
