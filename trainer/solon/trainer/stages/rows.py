@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import reduce
 from operator import add
 from typing import Any
@@ -34,6 +34,7 @@ from solon.trainer.stages.settings import SamplingSettings
 
 Row = dict[str, Any]
 
+_FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in (Usage, Timing)}
 _SPENT_NOTHING: Row = {"usage": asdict(Usage()), "timing": asdict(Timing())}
 _OF_A_VOTE = (
     *("probability_a", "no_verdict_reason", "principles", "weight_version"),
@@ -127,7 +128,7 @@ def assessment(made: Assessment) -> Row:
 def plain(spent: Usage | Timing) -> Row:
     """As ``schemas.USAGE`` or ``schemas.TIMING``."""
     # not asdict, which copies what needs no copy: a sixth of the coordinator's time
-    return {name: getattr(spent, name) for name in spent.__slots__}
+    return {name: getattr(spent, name) for name in _FIELDS[type(spent)]}
 
 
 def comparison(
