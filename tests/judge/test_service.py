@@ -14,7 +14,7 @@ from solon.chat import Conversation
 from solon.client import ChainOfThought, JudgeClient, errors
 from solon.constitution import AbsoluteQuestion, Constitution, Principle, draw
 from solon.constitution.prompts import OPTION_A
-from solon.engine.base import Load, Unsupported
+from solon.engine.base import Load, Sampling, Unsupported
 from solon.judge.server import ROLE
 from solon.serving.testing import FunctionEngine, running
 from solon.v1 import common_pb2, judge_pb2, judge_pb2_grpc
@@ -205,7 +205,79 @@ async def test_a_ranking_is_told_with_what_it_rests_on(
     assert [(p.index_a, p.index_b) for p in fewest.pairs] == [(0, 1), (1, 2)]
 
 
-async def test_an_engine_without_logprobs_cannot_judge(
+@pytest.mark.parametrize(
+    ("said", "first", "score"),
+    [
+        ("(A)", 1.0, None),
+        (" **(B)** is kinder", 0.0, None),
+        ("Yes.", None, 1.0),
+        ("Yesterday", None, None),
+    ],
+)
+async def test_an_engine_without_logprobs_is_heard_and_what_it_says_counts_or_is_no_verdict(
+    engine: FunctionEngine,
+    stub: judge_pb2_grpc.JudgeServiceStub,
+    said: str,
+    first: float | None,
+    score: float | None,
+) -> None:
+    engine.supports_logprobs = False
+    engine.answer = lambda conversation, sampling: said
+    response = await stub.Compare(compare(min_option_mass=0.5))
+    assert engine.scored == []
+    assert {sampling.temperature for _, sampling in engine.asked} == {0}
+    for verdict in response.principles:
+        a_first, b_first = verdict.orders
+        assert math.isnan(a_first.logprob_a)
+        assert math.isnan(b_first.logprob_b)
+        if first is None:
+            assert not verdict.HasField("probability_a")
+            assert a_first.no_verdict_reason == judge_pb2.NO_VERDICT_REASON_UNREADABLE_ANSWER
+        else:
+            # whoever prefers a position does so in both orders, and cannot be told from a tie
+            assert (a_first.probability_a, b_first.probability_a) == (first, 1 - first)
+            assert verdict.probability_a == 0.5
+            assert verdict.position_dependent
+    assert response.HasField("probability_a") == (first is not None)
+    scored = await stub.Score(
+        judge_pb2.ScoreRequest(conversation=ASKED, response="Gladly.", constitution=NAMED)
+    )
+    (by_principle,) = scored.principles
+    if score is None:
+        assert by_principle.no_verdict_reason == judge_pb2.NO_VERDICT_REASON_UNREADABLE_ANSWER
+        assert not scored.HasField("score")
+    else:
+        assert scored.score == score
+        assert dict(by_principle.probabilities) == {"Yes": 1.0, "No": 0.0}
+
+
+async def test_chains_of_thought_of_an_engine_without_logprobs_are_averaged_and_clamped(
+    engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
+) -> None:
+    engine.supports_logprobs = False
+
+    def answer(conversation: Conversation, sampling: Sampling) -> str:
+        if len(conversation.messages) == 1:
+            # an odd chain finds for what is shown first, an even one says nothing to the purpose
+            return f"Reason {len(engine.asked) % 2}."
+        return "(A)" if "1" in conversation.messages[1].content else "Neither."
+
+    engine.answer = answer
+    thought = judge_pb2.ChainOfThought(chains=4, clamp=0.3, return_chains=True)
+    mode = judge_pb2.ORDER_MODE_AS_GIVEN
+    response = await stub.Compare(compare(chain_of_thought=thought, order_mode=mode))
+    for verdict in response.principles:
+        (order,) = verdict.orders
+        assert order.probability_a == pytest.approx(0.7)
+        reasons = sorted(one.no_verdict_reason for one in order.chain_verdicts)
+        unread = judge_pb2.NO_VERDICT_REASON_UNREADABLE_ANSWER
+        assert reasons == [0, 0, unread, unread]
+        assert [one.probability_a for one in order.chain_verdicts if not one.no_verdict_reason] == [
+            1.0
+        ] * 2
+
+
+async def test_an_engine_that_refuses_to_score_is_unsupported(
     engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
 ) -> None:
     def refuse(prompt: Conversation, text: str) -> float:

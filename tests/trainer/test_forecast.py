@@ -332,3 +332,22 @@ def test_the_sandbox_needs_little() -> None:
     model = describe(find(load_config("sandbox-tiny").models.policy))
     served = memory.serving(model, element=4, cached_tokens=1000, rows=64)
     assert sum(served.values()) < 1.2 * GIB
+
+
+def test_a_model_behind_an_endpoint_takes_no_memory_and_what_it_charges_is_told(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "{base_url: 'http://localhost:1/v1', input_price: 2.5, output_price: 10}"
+    judge = ["models.judge=some-model", "services.judge.engine=openai"]
+    found = dry(capsys, *plan, *judge, f"services.judge.engine_options={options}")
+    assert found["problems"] == []
+    assert found["config"]["services"]["judge"]["engine_options"]["input_price"] == "2.5"
+    assert found["facts"]["judge"] == "started by the run (openai)"
+    assert not [use for use in found["memory"] if use["process"] == "judge"]
+    asked = sum(one["prompt_tokens"] for one in found["calls"] if one["role"] == "judge")
+    cost = f"{asked * 2.5 / 1e6:,.2f} US dollars"
+    assert found["facts"]["cost of judge"].startswith(f"about {cost}")
+    wrong = ["services.policy.engine=openai", "services.judge.engine_options={input_price: much}"]
+    problems = dry(capsys, *plan, *judge, *wrong, code=2)["problems"]
+    assert any("services.policy.engine: 'openai' cannot replace" in one for one in problems)
+    assert any("services.judge.engine_options.input_price: expected" in one for one in problems)

@@ -29,6 +29,7 @@ from solon.client.line import Line
 from solon.client.retry import Retries, RetryPolicy, with_retries
 from solon.client.security import Tls, bearer
 from solon.client.spans import Named, attempt_failed, calling
+from solon.client.types import Final, Piece, Reply
 from solon.tracing import Span
 
 Request = TypeVar("Request", bound=Named)
@@ -100,6 +101,8 @@ class ServiceClient:
         self._max_message_bytes = max_message_bytes
         self._open: grpc.aio.Channel | None = None
         self._methods: object = None
+        self.cost_usd = 0.0
+        """What the model's host charges for what was answered so far, in US dollars."""
 
     async def __aenter__(self) -> Self:
         """Open the channel. Connects with the first call."""
@@ -166,6 +169,12 @@ class ServiceClient:
         """Attempts at calls that failed and were followed by another, so far."""
         return self._line.retried
 
+    def _paid(self, result: Result) -> Result:
+        match result:
+            case Reply(usage=usage) | Piece(final=Final(usage=usage)):
+                self.cost_usd += usage.cost_usd
+        return result
+
     @property
     def _what(self) -> str:
         return self.HEALTH_NAME or "a Solon service"
@@ -200,7 +209,9 @@ class ServiceClient:
             async def attempt() -> Result:
                 with _translated_errors(request.request_id, span):
                     metadata = self._metadata + tracing.headers(span)
-                    return read(await method(request, timeout=deadline, metadata=metadata))
+                    return self._paid(
+                        read(await method(request, timeout=deadline, metadata=metadata))
+                    )
 
             return await with_retries(attempt, self._retry, self._line)
 
@@ -253,7 +264,7 @@ class ServiceClient:
         try:
             with _translated_errors(request.request_id, span):
                 async for response in call:
-                    yield read(response)
+                    yield self._paid(read(response))
         finally:
             # gRPC lets an abandoned stream run until the channel closes (grpc/grpc#43462)
             call.cancel()

@@ -51,9 +51,10 @@ class NoVerdictReason(StrEnum):
     LOW_OPTION_MASS = "low_option_mass"
     """The options together hold less probability than ``min_option_mass``."""
     NOT_FINITE = "not_finite"
-    """A log-probability was not a finite number."""
+    """A log-probability was not a finite number, or what runs the model does not tell it."""
     UNREADABLE_ANSWER = "unreadable_answer"
-    """A chain of thought was cut short, or had no words but an answer: none follows from it."""
+    """A chain of thought was cut short, or had no words but an answer: none follows from it. Or the
+    engine tells no log-probabilities, and what the judge said began with no option."""
     NO_PRINCIPLE = "no_principle"
     """No principle gave a verdict."""
 

@@ -1,4 +1,4 @@
-"""Whether there is something to criticise, read from log-probabilities before anything is written.
+"""Whether there is something to criticise, asked before anything is written.
 
 Some small models cannot see harm in their own answers (arXiv 2503.17365), and a critique that is
 asked for is written whether or not there is a reason for one. Here the critic says first how
@@ -16,8 +16,8 @@ from solon.chat import Conversation
 from solon.constitution import AbsoluteQuestion, Principle
 from solon.constitution.prompts import assessment_prompt, assessment_question
 from solon.engine.base import Timing, Usage
-from solon.serving import readings
-from solon.serving.readings import NoVerdict, Prompts
+from solon.serving import asking
+from solon.serving.readings import NoVerdict, Prompts, Reading
 from solon.serving.session import Session
 
 
@@ -29,7 +29,7 @@ class Assessment:
     probability: float | None
     """That there is something to criticise, 0 to 1; None where ``no_verdict`` is set."""
     logprobs: Mapping[str, float]
-    """Answer -> natural log-probability."""
+    """Answer -> natural log-probability; empty where none are told."""
     option_mass: float
     """Probability of all answers together; NaN where a log-probability is not finite."""
     no_verdict: NoVerdict | None
@@ -64,26 +64,18 @@ async def assess(
     """
     questions = [assessment_question(principle) for principle in principles]
     prompts = Prompts([partial(assessment_prompt, p, conversation, response) for p in principles])
-    scored = await session.score(prompts, [tuple(question.answers) for question in questions])
+    found = await asking.ask(session, questions, prompts, min_option_mass=min_option_mass)
     return tuple(
-        _assessment(principle, question, logprobs, min_option_mass)
-        for principle, question, logprobs in zip(
-            principles, questions, scored.logprobs, strict=True
-        )
+        _assessment(principle, question, reading)
+        for principle, question, reading in zip(principles, questions, found, strict=True)
     )
 
 
-def _assessment(
-    principle: Principle,
-    question: AbsoluteQuestion,
-    logprobs: Sequence[float],
-    min_option_mass: float,
-) -> Assessment:
-    reading = readings.read(question, logprobs, min_option_mass=min_option_mass)
+def _assessment(principle: Principle, question: AbsoluteQuestion, reading: Reading) -> Assessment:
     return Assessment(
         principle=principle,
         probability=None if reading.value is None else _shortfall(question, reading.value),
-        logprobs=dict(zip(question.answers, logprobs, strict=True)),
+        logprobs=reading.logprobs,
         option_mass=reading.option_mass,
         no_verdict=reading.no_verdict,
     )

@@ -24,6 +24,7 @@ from solon.engine.base import FinishReason, Generation, Sampling
 from solon.judge import verdicts
 from solon.judge.questions import ChainOfThought, Manner, Question
 from solon.judge.verdicts import UNREADABLE, OrderVerdict, PrincipleVerdict, Reading
+from solon.serving import asking
 from solon.serving.readings import Prompts
 from solon.serving.session import Session
 
@@ -57,6 +58,12 @@ class _Showing:
         a, b = (second, first) if self.swapped else (first, second)
         return verdicts.read(a, b, min_option_mass=manner.min_option_mass)
 
+    def hear(self, answer: str | None) -> Reading:
+        """The option that was said, given back to the response that it stood for."""
+        if answer is None:
+            return UNREADABLE
+        return verdicts.heard(prefers_a=(answer == OPTION_A) != self.swapped)
+
 
 async def compare_pairs(
     session: Session, question: Question, pairs: Sequence[tuple[str, str]], manner: Manner
@@ -65,7 +72,8 @@ async def compare_pairs(
 
     Raises:
         WeightVersionMismatch: The weights were replaced meanwhile.
-        EngineError: As ``Engine.score`` and, with chains of thought, ``Engine.generate``.
+        EngineError: As ``Engine.score``, and ``Engine.generate`` with chains of thought or where
+            answers are heard.
     """
     # principles innermost: what stands before the principle in a prompt is then shared
     showings = [
@@ -92,11 +100,27 @@ async def _read_at_once(
     session: Session, question: Question, showings: Sequence[_Showing], manner: Manner
 ) -> list[OrderVerdict]:
     prompts = Prompts([partial(showing.prompt, question) for showing in showings])
-    scored = await session.score(prompts, [_OPTIONS] * len(prompts))
     return [
-        verdicts.order_verdict([showing.read(logprobs, manner)], swapped=showing.swapped)
-        for showing, logprobs in zip(showings, scored.logprobs, strict=True)
+        verdicts.order_verdict([reading], swapped=showing.swapped)
+        for showing, reading in zip(
+            showings, await _readings(session, prompts, showings, manner), strict=True
+        )
     ]
+
+
+async def _readings(
+    session: Session, prompts: Prompts, showings: Sequence[_Showing], manner: Manner
+) -> list[Reading]:
+    """What the judge answers to each prompt, which is one of a showing."""
+    options = [_OPTIONS] * len(prompts)
+    if session.tells_logprobs:
+        scored = await session.score(prompts, options)
+        return [
+            showing.read(logprobs, manner)
+            for showing, logprobs in zip(showings, scored.logprobs, strict=True)
+        ]
+    heard = await asking.hear(session, prompts, options)
+    return [showing.hear(answer) for showing, answer in zip(showings, heard, strict=True)]
 
 
 async def _read_after_chains(
@@ -113,24 +137,21 @@ async def _read_after_chains(
         for chain in range(thought.chains)
     ]
     made = await session.generate_all(asked)
-    prompts = Prompts(
-        [
-            partial(verdict_prompt, prompt, chain.text)
-            for (prompt, _), chain in zip(asked, made, strict=True)
-            if _is_whole(chain)
-        ]
-    )
-    answers: Iterator[Sequence[float]] = iter(())
-    if prompts:
-        scored = await session.score(prompts, [_OPTIONS] * len(prompts))
-        answers = iter(scored.logprobs)
+    owners = [showing for showing in showings for _ in range(thought.chains)]
+    whole = [
+        (partial(verdict_prompt, prompt, chain.text), owner)
+        for (prompt, _), chain, owner in zip(asked, made, owners, strict=True)
+        if _is_whole(chain)
+    ]
+    answers: Iterator[Reading] = iter(())
+    if whole:
+        prompts = Prompts([maker for maker, _ in whole])
+        found = await _readings(session, prompts, [owner for _, owner in whole], manner)
+        answers = iter(found)
     orders = []
     for index, showing in enumerate(showings):
         chains = made[index * thought.chains : (index + 1) * thought.chains]
-        readings = [
-            showing.read(next(answers), manner) if _is_whole(chain) else UNREADABLE
-            for chain in chains
-        ]
+        readings = [next(answers) if _is_whole(chain) else UNREADABLE for chain in chains]
         orders.append(
             verdicts.order_verdict(
                 readings,

@@ -2,7 +2,9 @@
 
 Method: Bai et al. 2022 (arXiv 2212.08073), section 4.1: the normalised probabilities of the answers
 "(A)" and "(B)", kept soft. Both orders and expected scores: Lee et al. 2023 (RLAIF, arXiv
-2309.00267), sections 2.1 and 2.4. Knows nothing of gRPC.
+2309.00267), sections 2.1 and 2.4. An engine that tells no log-probabilities answers in words: each
+reading is then 0 or 1, and what is soft comes from orders, principles and chains alone. Knows
+nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 
-from solon.constitution import Principle
+from solon.constitution import AbsoluteQuestion, Principle
 from solon.constitution.prompts import score_prompt
 from solon.engine.base import Engine
 from solon.judge import verdicts
@@ -25,6 +27,7 @@ from solon.judge.verdicts import (
     Ranking,
     Score,
 )
+from solon.serving import asking
 from solon.serving.readings import NoVerdict, Prompts
 from solon.serving.session import Session
 
@@ -33,7 +36,7 @@ class Judge:
     """A model that judges responses."""
 
     def __init__(self, engine: Engine) -> None:
-        """``engine``: runs the model; must give log-probabilities."""
+        """``engine``: runs the model."""
         self._engine = engine
 
     async def compare(
@@ -81,18 +84,20 @@ class Judge:
             EngineError: As ``Engine.score``.
         """
         session = Session(self._engine, weight_version=weight_version)
-        scored = await session.score(
+        found = await asking.ask(
+            session,
+            [_question(principle) for principle in question.principles],
             Prompts(
                 [
                     partial(score_prompt, p, question.conversation, response)
                     for p in question.principles
                 ]
             ),
-            [_answers(p) for p in question.principles],
+            min_option_mass=min_option_mass,
         )
         by_principle = tuple(
-            verdicts.principle_score(principle, logprobs, min_option_mass=min_option_mass)
-            for principle, logprobs in zip(question.principles, scored.logprobs, strict=True)
+            verdicts.principle_score(principle, reading)
+            for principle, reading in zip(question.principles, found, strict=True)
         )
         score = verdicts.overall_score(by_principle)
         return Score(
@@ -157,8 +162,8 @@ def _pair(a: int, b: int, by_principle: Sequence[PrincipleVerdict]) -> PairVerdi
     )
 
 
-def _answers(principle: Principle) -> tuple[str, ...]:
+def _question(principle: Principle) -> AbsoluteQuestion:
     question = principle.absolute_question
     if question is None:
         raise ValueError(f"principle {principle.id!r} has no absolute_question")
-    return tuple(question.answers)
+    return question

@@ -20,10 +20,10 @@ from solon.serving.readings import NoVerdict
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """The two options' log-probabilities, once."""
+    """What the judge said of the two options, once."""
 
     logprob_a: float
-    """Natural log, of the option that stood for response A."""
+    """Natural log, of the option that stood for response A; NaN where it is not told."""
     logprob_b: float
     probability_a: float | None
     """None where ``no_verdict`` is set."""
@@ -37,7 +37,7 @@ class OrderVerdict:
     swapped: bool
     """Whether response B was shown first."""
     logprob_a: float
-    """Mean over the chains that were read; NaN if none was."""
+    """Mean over the chains that were read; NaN if none was, or where it is not told."""
     logprob_b: float
     probability_a: float | None
     no_verdict: NoVerdict | None
@@ -140,7 +140,7 @@ UNREADABLE = Reading(
     probability_a=None,
     no_verdict=NoVerdict.UNREADABLE_ANSWER,
 )
-"""The reading of a chain that leads to no answer."""
+"""The reading of a chain that leads to no answer, or of words that are none."""
 
 
 def read(logprob_a: float, logprob_b: float, *, min_option_mass: float) -> Reading:
@@ -152,6 +152,16 @@ def read(logprob_a: float, logprob_b: float, *, min_option_mass: float) -> Readi
         logprob_b=logprob_b,
         probability_a=probability.normalised(options)[0] if no_verdict is None else None,
         no_verdict=no_verdict,
+    )
+
+
+def heard(*, prefers_a: bool) -> Reading:
+    """The reading of an answer in words."""
+    return Reading(
+        logprob_a=float("nan"),
+        logprob_b=float("nan"),
+        probability_a=float(prefers_a),
+        no_verdict=None,
     )
 
 
@@ -207,18 +217,8 @@ def overall_score(scores: Sequence[PrincipleScore]) -> float | None:
     )
 
 
-def principle_score(
-    principle: Principle, logprobs: Sequence[float], *, min_option_mass: float
-) -> PrincipleScore:
-    """The expectation over the answers of the principle's question (RLAIF, section 2.4).
-
-    Raises:
-        ValueError: The principle has no absolute question.
-    """
-    question = principle.absolute_question
-    if question is None:
-        raise ValueError(f"principle {principle.id!r} has no absolute_question")
-    reading = readings.read(question, logprobs, min_option_mass=min_option_mass)
+def principle_score(principle: Principle, reading: readings.Reading) -> PrincipleScore:
+    """What the judge said to the principle's question."""
     return PrincipleScore(
         principle=principle,
         score=reading.value,

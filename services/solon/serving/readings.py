@@ -1,7 +1,8 @@
-"""Questions with a fixed set of answers: asked of a model, read from its log-probabilities.
+"""Questions with a fixed set of answers: what log-probabilities, or a model's words, say to them.
 
-What the judge's scores and the critic's assessments have in common. An answer that cannot be read
-is a typed outcome with a reason; it never becomes a default. Knows nothing of roles or gRPC.
+What the judge's scores and the critic's assessments have in common (``asking`` asks). An answer
+that cannot be read is a typed outcome with a reason; it never becomes a default. Knows nothing of
+roles or gRPC.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class NoVerdict(Enum):
     NOT_FINITE = "not_finite"
     """A log-probability was not a finite number."""
     UNREADABLE_ANSWER = "unreadable_answer"
-    """A chain of thought was cut short, or had no words but an answer: none follows from it."""
+    """A chain of thought was cut short, or had no words but an answer: none follows from it. Or an
+    answer that was heard, for want of log-probabilities, was none of the options."""
     NO_PRINCIPLE = "no_principle"
     """No principle gave a verdict."""
 
@@ -57,15 +59,19 @@ class Prompts(Sequence[Conversation]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a model's log-probabilities say to a question."""
+    """What a model says to a question."""
 
     value: float | None
     """Expectation of the answers' values; None where ``no_verdict`` is set."""
     probabilities: Mapping[str, float]
-    """Answer -> probability, summing to 1; empty where the log-probabilities are not finite."""
+    """Answer -> probability, summing to 1; empty where the log-probabilities are not finite, or no
+    answer was heard."""
     option_mass: float
-    """Probability of all answers together; NaN where the log-probabilities are not finite."""
+    """Probability of all answers together; NaN where the log-probabilities are not finite. Of an
+    answer that was heard 1, of none 0."""
     no_verdict: NoVerdict | None
+    logprobs: Mapping[str, float]
+    """Answer -> natural log-probability; empty where none are told."""
 
 
 def read(
@@ -79,9 +85,14 @@ def read(
         min_option_mass: Least probability that the answers must hold together. 0 to 1; 0 is off.
     """
     no_verdict = refusal(logprobs, min_option_mass)
+    told = dict(zip(question.answers, logprobs, strict=True))
     if no_verdict is NoVerdict.NOT_FINITE:
         return Reading(
-            value=None, probabilities={}, option_mass=float("nan"), no_verdict=no_verdict
+            value=None,
+            probabilities={},
+            option_mass=float("nan"),
+            no_verdict=no_verdict,
+            logprobs=told,
         )
     probabilities = dict(zip(question.answers, probability.normalised(logprobs), strict=True))
     expected = probability.weighted_mean((question.answers[a], p) for a, p in probabilities.items())
@@ -90,6 +101,26 @@ def read(
         probabilities=probabilities,
         option_mass=probability.mass(logprobs),
         no_verdict=no_verdict,
+        logprobs=told,
+    )
+
+
+def heard(question: AbsoluteQuestion, answer: str | None) -> Reading:
+    """What an answer in words says. ``None``: it was none of the question's."""
+    if answer is None:
+        return Reading(
+            value=None,
+            probabilities={},
+            option_mass=0.0,
+            no_verdict=NoVerdict.UNREADABLE_ANSWER,
+            logprobs={},
+        )
+    return Reading(
+        value=question.answers[answer],
+        probabilities={one: float(one == answer) for one in question.answers},
+        option_mass=1.0,
+        no_verdict=None,
+        logprobs={},
     )
 
 

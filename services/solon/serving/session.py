@@ -49,6 +49,11 @@ class Session:
         """The weights that answer this request."""
         return self._engine.weight_version if self._expected is None else self._expected
 
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether ``score`` can answer at all."""
+        return self._engine.info.supports_logprobs
+
     async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:
         """One generation; errors as ``Engine.generate``, and WeightVersionMismatch."""
         return (await self.generate_all([(conversation, sampling)]))[0]

@@ -76,6 +76,7 @@ class FunctionEngine:
     """The answer to a conversation; may raise an EngineError."""
     logprob: Callable[[Conversation, str], float] = lambda conversation, continuation: -1.0
     """The log-probability of a continuation; may raise an EngineError."""
+    supports_logprobs: bool = True
     weight_version: str = "initial"
     asked: list[tuple[Conversation, Sampling]] = field(default_factory=list)
     """Generations, in the order of the calls."""
@@ -108,7 +109,7 @@ class FunctionEngine:
             engine="function",
             model="function",
             context_tokens=1024,
-            supports_logprobs=True,
+            supports_logprobs=self.supports_logprobs,
             supports_weight_update=True,
         )
 

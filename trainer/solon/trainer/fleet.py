@@ -188,6 +188,11 @@ class Fleet:
         """Attempts at calls that failed and were followed by another, so far."""
         return sum(one.client.retried for one in self._connected.values())
 
+    @property
+    def cost_usd(self) -> float:
+        """What endpoints behind the services have charged so far, in US dollars."""
+        return sum(one.client.cost_usd for one in self._connected.values())
+
     def addresses(self, role: Role) -> dict[str, str]:
         """Where the services of a role are, by their names in the roster."""
         return {
@@ -275,7 +280,8 @@ def _spec(config: RunConfig, place: Place) -> ServiceSpec:
     return ServiceSpec(
         role=place.role,
         name=place.name,
-        model=model_source(place.model),
+        # an endpoint has names of its own
+        model=place.model if service.is_endpoint else model_source(place.model),
         engine=service.engine,
         weight_version=INITIAL,
         constitutions=named,
@@ -343,6 +349,9 @@ async def _reach(
             "starts its own"
         ) from error
     _require(place, info, address)
+    if role == "judge" and config.preferences.chain_of_thought is None:
+        fix = "use another engine, or set preferences.chain_of_thought, whose answers are clamped"
+        _require_logprobs(place, info, address, "the judge", fix)
     if role == "critic" and config.revisions.not_needed_below is not None:
         _require_logprobs(place, info, address, "revisions.not_needed_below: it")
     return client, control, info
@@ -368,13 +377,13 @@ def _require(place: Place, info: ServerInfo, address: str) -> None:
             f"{place.key}.address: expected a {role} service, but {address!r} is a "
             f"{info.service_role} service"
         )
-    if role == "judge":
-        _require_logprobs(place, info, address, "the judge")
 
 
-def _require_logprobs(place: Place, info: ServerInfo, address: str, who: str) -> None:
+def _require_logprobs(
+    place: Place, info: ServerInfo, address: str, who: str, fix: str = "use another engine"
+) -> None:
     if not info.supports_logprobs:
         raise ServiceError(
             f"{place.key}: the engine {info.engine!r} of {address!r} gives no "
-            f"log-probabilities, from which {who} reads its verdicts; use another engine"
+            f"log-probabilities, from which {who} reads its verdicts; {fix}"
         )

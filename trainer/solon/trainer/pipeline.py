@@ -319,8 +319,10 @@ def weights_digest(folder: Path) -> str:
 
 
 async def _make(stage: Stage, context: StageContext) -> Summary:
-    before = context.fleet.retried
+    before, paid = context.fleet.retried, context.fleet.cost_usd
     summary = await _DATA_STAGES[stage](context)
+    if cost := context.fleet.cost_usd - paid:
+        context.progress.note(f"{stage}: endpoints charge {cost:,.4f} US dollars for its calls")
     if again := context.fleet.retried - before:
         context.progress.note(f"{stage}: {again:,} calls that were refused or failed were repeated")
     return summary

@@ -148,7 +148,7 @@ class _Planner:
     def _service_use(self, stage: Stage, place: Place) -> Iterator[Use]:
         service = place.service
         model = self._models.get(place.name)
-        if service.address is not None or service.engine == "scripted":
+        if not service.loads_model:
             return
         if model is None:
             self._not_here(place.model_key, place.model)
@@ -305,6 +305,10 @@ class _Planner:
                 "of the time is left out"
             )
             return None
+        if service.is_endpoint:
+            self.unknown.append(
+                f"{place.key}.engine: how fast the endpoint is; its part of the time is left out"
+            )
         if model is None:
             return None
         element = self._element(service)

@@ -15,6 +15,7 @@ from solon.trainer.course import roles, stages_of, steps_of
 from solon.trainer.errors import ConfigError
 from solon.trainer.forecast import surroundings
 from solon.trainer.forecast.budget import Budget, budget, lacking, learning, loading, overfull
+from solon.trainer.forecast.charging import charges
 from solon.trainer.forecast.counting import workload
 from solon.trainer.forecast.hardware import GIB, Accelerator
 from solon.trainer.forecast.lengths import Tokens
@@ -90,18 +91,21 @@ async def dry_run(config: RunConfig, gpus: Sequence[Accelerator], *, resume: boo
     problems += _untargeted(config, models)
     problems += unread
     work = estimated = None
+    charged = Seen(facts={})
     if constitution is not None and not unread:
         tokens = Tokens(find(config.models.policy).folder)
         work = workload(config, constitution, prompts, steps_of(config), tokens)
         estimated = budget(config, work, models, gpus)
         problems += _too_long(config, work, models)
         problems += lacking(config, work, gpus) or overfull(estimated, gpus)
+        charged = charges(places, work)
         notes += loading(config, work, models, gpus)
         notes += [f"not estimated: {what}" for what in estimated.unknown]
         if not gpus:
             notes.append(_machine(estimated))
     sizes = {model.name: model.stored_bytes for model in models.values()}
     seen = [
+        charged,
         await surroundings.services(config, places),
         surroundings.run_directory(config, needed=_written(config, models, work), resume=resume),
         surroundings.done_before(config),
@@ -140,7 +144,7 @@ def _found(config: RunConfig, places: Collection[Place]) -> list[tuple[str, str,
     loaded = [
         (place.name, place.model_key, find(place.model))
         for place in places
-        if place.service.address is None and place.service.engine != "scripted"
+        if place.service.loads_model
     ]
     return [*loaded, (_BASE, "models.base_for_sft", find(config.models.base_for_sft))]
 

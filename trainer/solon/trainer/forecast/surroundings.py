@@ -49,7 +49,13 @@ async def services(config: RunConfig, places: Collection[Place]) -> Seen:
         for place in places
         if place not in addressed
     }
-    problems, notes = [], []
+    problems = [
+        f"{place.key}.engine: 'openai' cannot replace the weights of a model behind an endpoint, "
+        "which a run does after each training; use another engine"
+        for place in places
+        if place.role == "policy" and place.service.is_endpoint
+    ]
+    notes = []
     for place, info in zip(addressed, answers, strict=True):
         if isinstance(info, ServiceError):
             problems.append(str(info))

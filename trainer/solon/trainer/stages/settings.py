@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from solon.trainer.settings import Settings
 
@@ -114,6 +114,13 @@ class TlsConfig(Settings):
         return self
 
 
+def _as_text(value: object) -> object:
+    """A number or a flag as a command line has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else value
+
+
 class ServiceConfig(Settings):
     """One of the three services: where it is, or how to start it."""
 
@@ -129,7 +136,8 @@ class ServiceConfig(Settings):
     allow_plain_token: bool = False
     """Show the token without TLS to another machine, too: for networks that encrypt themselves."""
     engine: str = "transformers"
-    """Engine of a service that the run starts."""
+    """Engine of a service that the run starts: transformers, openai (for critic and judges: any
+    endpoint that speaks OpenAI's API, by ``engine_options``), or scripted."""
     threads: PositiveInt | None = None
     """CPU threads of a service that the run starts, 1 or more. None: half of the cores, since two
     services work at the same time, and threads that outnumber the cores wait for one another."""
@@ -139,8 +147,21 @@ class ServiceConfig(Settings):
     """Number format of a service that the run starts: auto, float32 or bfloat16."""
     max_batch: PositiveInt = 64
     """Most sequences in one batch of a service that the run starts, 1 or more."""
-    engine_options: dict[str, str] = Field(default_factory=dict)
-    """Further options of the engine, as with ``--engine-option``."""
+    engine_options: dict[str, Annotated[str, BeforeValidator(_as_text)]] = Field(
+        default_factory=dict
+    )
+    """Further options of the engine, as with ``--engine-option``; numbers, true and false need no
+    quotes."""
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the run starts a service whose model is behind somebody else's endpoint."""
+        return self.address is None and self.engine == "openai"
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether the run starts a service that loads its model on this machine."""
+        return self.address is None and self.engine not in ("openai", "scripted")
 
     @model_validator(mode="after")
     def _security_is_of_running_services(self) -> ServiceConfig:
