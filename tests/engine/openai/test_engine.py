@@ -338,6 +338,22 @@ async def test_what_only_a_vllm_server_can_is_refused_of_others(start: Start) ->
         await engine.generate(ASKED, Sampling(temperature=-1))
 
 
+async def test_a_model_that_is_drawn_from_in_its_own_way_is_asked_for_nothing_else(
+    fake: Fake, start: Start
+) -> None:
+    def only_its_own(body: Body) -> Any:
+        if "temperature" in body:
+            return error(400, "temperature does not support 0 with this model")
+        return chat()
+
+    fake.answer = only_its_own
+    with pytest.raises(InvalidInput, match=r"fixed_sampling.*expected true .*support 0.*got False"):
+        await start()
+    engine = await start(fixed_sampling="true")
+    await engine.generate(ASKED, SOME)
+    assert not {"temperature", "top_p", "seed"} & set(fake.asked[0])
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 async def test_the_bound_of_answers_is_a_field_that_the_endpoint_heeds(
     fake: Fake, start: Start, ignored: bool

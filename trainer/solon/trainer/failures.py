@@ -20,6 +20,7 @@ _LATE = (
 )
 _ADVICE = {
     "CONTEXT_EXCEEDED": "lower max_tokens in the configuration, or shorten the prompts",
+    "CONTENT_FILTERED": "take the prompt out, or use an endpoint without such a filter",
     "UNAVAILABLE": "when the service is up again, go on with --resume",
     "NOT_SERVING": "when the service is up again, go on with --resume",
     "ENGINE_FAILED": "the service's log, in the run's logs/, says more",

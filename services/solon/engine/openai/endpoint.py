@@ -33,7 +33,13 @@ _END = object()
 _CONNECT_SECONDS = 10.0
 _NO_KEY = "none"
 """The client must have one; endpoints that need none do not look at it."""
-_NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
+_NOT_THERE = (
+    # keys may be good for answers alone
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.NOT_IMPLEMENTED,
+)
 
 
 class Endpoint:

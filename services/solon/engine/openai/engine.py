@@ -117,7 +117,8 @@ class OpenAIEngine:
 
     def load(self) -> Load:
         """How busy it is. A batch is one request: what the endpoint makes of them is not known."""
-        assert self._ready
+        if self._found is None:
+            raise EngineFailed("the engine is not started")
         return self._gate.load()
 
     async def generate(self, conversation: Conversation, sampling: Sampling) -> Generation:

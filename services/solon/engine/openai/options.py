@@ -59,6 +59,9 @@ class OpenAIOptions:
     first of them that the endpoint heeds."""
     reasoning_tokens: int = 0
     """Added to the bound of every answer, for models whose hidden reasoning counts, >= 0."""
+    fixed_sampling: bool = False
+    """Send neither temperature nor top_p nor seed: for models that refuse them. How answers are
+    drawn is then the endpoint's own affair."""
     context_tokens: int = 0
     """The model's context. 0: what the endpoint tells, or unknown."""
     timeout: float = 600.0

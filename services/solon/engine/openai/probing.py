@@ -72,6 +72,7 @@ async def probe(endpoint: Endpoint, own: OpenAIOptions, model: str) -> Found:
             model=model,
             is_vllm=is_vllm,
             reasoning_tokens=own.reasoning_tokens,
+            fixed_sampling=own.fixed_sampling,
             more=own.more(),
         ),
         own,
@@ -92,11 +93,14 @@ async def _bounded(endpoint: Endpoint, requests: Requests, own: OpenAIOptions) -
     refusal: InvalidInput | None = None
     for name in fields:
         bounded = replace(requests, length_field=name)
-        body = bounded.chat(_COUNT, Sampling(max_tokens=_FEW))
+        # greedy, as judges and critics ask: some models are drawn from in one way only
+        body = bounded.chat(_COUNT, Sampling(max_tokens=_FEW, temperature=0))
         try:
             reply = await endpoint.chat(body, max_tokens=_FEW)
         except InvalidInput as error:
             refusal = refusal or error
+            if any(field in str(error) for field in ("temperature", "seed")):
+                raise wrong("fixed_sampling", f"true ({error})", own.fixed_sampling) from error
             if name not in str(error):
                 raise
             continue

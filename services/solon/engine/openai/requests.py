@@ -1,7 +1,7 @@
 """What an endpoint is asked: conversations and sampling as fields of its requests.
 
-Everything that a server may have defaults of its own for is sent, so that they have no say: a vLLM
-server would else sample as the model's generation_config.json says. Knows nothing of replies.
+Whatever a vLLM server has defaults of its own for is sent, so that they have no say: it would else
+sample as the model's generation_config.json says. Knows nothing of replies.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from solon.engine.base import Sampling, Unsupported
 
 _SEEDS = 2**31
 """Some endpoints take no larger seeds."""
-_AS_IT_IS = {"top_p": 1.0, "temperature": 1.0}
-_AS_IT_IS_VLLM = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Nothing between the model and what is drawn from it."""
+_AS_IT_IS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Nothing between the model and what is drawn from it, for vLLM."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +30,8 @@ class Requests:
     """Bounds the answer."""
     reasoning_tokens: int = 0
     """Added to the bound."""
+    fixed_sampling: bool = False
+    """Whether how an answer is drawn is the endpoint's own affair."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of chat requests."""
 
@@ -42,17 +43,15 @@ class Requests:
         """
         fields: dict[str, Any] = {
             "model": self.model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed % _SEEDS,
             self.length_field: sampling.max_tokens + self.reasoning_tokens,
+            **({} if self.fixed_sampling else self._drawn(sampling)),
         }
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
         extra = {**self.more, **self._conversation(conversation)}
         if self.is_vllm:
             fields["logprobs"] = True
-            extra |= {**_AS_IT_IS_VLLM, "top_k": sampling.top_k, "return_token_ids": True}
+            extra |= {**_AS_IT_IS, "top_k": sampling.top_k, "return_token_ids": True}
         elif sampling.top_k:
             raise Unsupported(
                 f"top_k: expected 0, got {sampling.top_k}: only of a vLLM server's API it is a part"
@@ -82,12 +81,20 @@ class Requests:
     def next_of(self, prompts: Sequence[Sequence[int]], among: Sequence[int]) -> dict[str, Any]:
         """Log-probabilities of given tokens after each of the prompts."""
         extra = {
-            **_AS_IT_IS_VLLM,
+            **_AS_IT_IS,
             "logprob_token_ids": list(among),
             "return_tokens_as_token_ids": True,
         }
-        fields = {"model": self.model, "max_tokens": 1, "logprobs": 0, **_AS_IT_IS}
+        fields = {"model": self.model, "max_tokens": 1, "logprobs": 0}
+        fields |= {"temperature": 1.0, "top_p": 1.0}
         return {**fields, "prompt": [list(one) for one in prompts], "extra_body": extra}
+
+    def _drawn(self, sampling: Sampling) -> dict[str, Any]:
+        fields = {"temperature": sampling.temperature, "seed": sampling.seed % _SEEDS}
+        # some hosts refuse it beside a temperature; all but vLLM's servers draw from the whole
+        if self.is_vllm or sampling.top_p < 1:
+            fields["top_p"] = sampling.top_p
+        return fields
 
     def _conversation(self, conversation: Conversation) -> dict[str, Any]:
         messages = conversation.as_dicts()
