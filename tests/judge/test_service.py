@@ -14,7 +14,7 @@ from solon.chat import Conversation
 from solon.client import ChainOfThought, JudgeClient, errors
 from solon.constitution import AbsoluteQuestion, Constitution, Principle, draw
 from solon.constitution.prompts import OPTION_A
-from solon.engine.base import Load, Sampling, Unsupported
+from solon.engine.base import ContentFiltered, Load, Sampling, Unsupported
 from solon.judge.server import ROLE
 from solon.serving.testing import FunctionEngine, running
 from solon.v1 import common_pb2, judge_pb2, judge_pb2_grpc
@@ -249,6 +249,33 @@ async def test_an_engine_without_logprobs_is_heard_and_what_it_says_counts_or_is
     else:
         assert scored.score == score
         assert dict(by_principle.probabilities) == {"Yes": 1.0, "No": 0.0}
+
+
+async def test_what_a_filter_withholds_is_no_verdict_and_the_others_stand(
+    engine: FunctionEngine, stub: judge_pb2_grpc.JudgeServiceStub
+) -> None:
+    engine.supports_logprobs = False
+
+    def answer(conversation: Conversation, sampling: Sampling) -> str:
+        if "more kind" in conversation.messages[0].content:
+            raise ContentFiltered("withheld")
+        return "(A)" if sampling.max_tokens == 16 else "The first is better."
+
+    engine.answer = answer
+    filtered = judge_pb2.NO_VERDICT_REASON_FILTERED
+    for thought in (None, judge_pb2.ChainOfThought(chains=2)):
+        response = await stub.Compare(compare(chain_of_thought=thought))
+        kind, *others = response.principles
+        assert kind.no_verdict_reason == filtered
+        assert not kind.HasField("probability_a")
+        assert {one.no_verdict_reason for o in kind.orders for one in o.chain_verdicts} <= {
+            filtered
+        }
+        assert [one.probability_a for one in others] == [0.5, 0.5]
+    scored = await stub.Score(
+        judge_pb2.ScoreRequest(conversation=ASKED, response="more kind", constitution=NAMED)
+    )
+    assert scored.principles[0].no_verdict_reason == filtered
 
 
 async def test_chains_of_thought_of_an_engine_without_logprobs_are_averaged_and_clamped(

@@ -66,6 +66,7 @@ _NO_VERDICT: Mapping[judge_pb2.NoVerdictReason.ValueType, NoVerdictReason] = {
     judge_pb2.NO_VERDICT_REASON_LOW_OPTION_MASS: NoVerdictReason.LOW_OPTION_MASS,
     judge_pb2.NO_VERDICT_REASON_NOT_FINITE: NoVerdictReason.NOT_FINITE,
     judge_pb2.NO_VERDICT_REASON_UNREADABLE_ANSWER: NoVerdictReason.UNREADABLE_ANSWER,
+    judge_pb2.NO_VERDICT_REASON_FILTERED: NoVerdictReason.FILTERED,
     judge_pb2.NO_VERDICT_REASON_NO_PRINCIPLE: NoVerdictReason.NO_PRINCIPLE,
 }
 _SERVICE_ROLE: Mapping[control_pb2.ServiceRole.ValueType, ServiceRole] = {

@@ -55,6 +55,8 @@ class NoVerdictReason(StrEnum):
     UNREADABLE_ANSWER = "unreadable_answer"
     """A chain of thought was cut short, or had no words but an answer: none follows from it. Or the
     engine tells no log-probabilities, and what the judge said began with no option."""
+    FILTERED = "filtered"
+    """A filter in front of the model withheld what the judge said."""
     NO_PRINCIPLE = "no_principle"
     """No principle gave a verdict."""
 

@@ -23,9 +23,9 @@ from solon.constitution.prompts import (
 from solon.engine.base import FinishReason, Generation, Sampling
 from solon.judge import verdicts
 from solon.judge.questions import ChainOfThought, Manner, Question
-from solon.judge.verdicts import UNREADABLE, OrderVerdict, PrincipleVerdict, Reading
+from solon.judge.verdicts import OrderVerdict, PrincipleVerdict, Reading
 from solon.serving import asking
-from solon.serving.readings import Prompts
+from solon.serving.readings import NoVerdict, Prompts
 from solon.serving.session import Session
 
 _OPTIONS = (OPTION_A, OPTION_B)
@@ -58,10 +58,10 @@ class _Showing:
         a, b = (second, first) if self.swapped else (first, second)
         return verdicts.read(a, b, min_option_mass=manner.min_option_mass)
 
-    def hear(self, answer: str | None) -> Reading:
+    def hear(self, answer: str | NoVerdict) -> Reading:
         """The option that was said, given back to the response that it stood for."""
-        if answer is None:
-            return UNREADABLE
+        if isinstance(answer, NoVerdict):
+            return verdicts.unread(answer)
         return verdicts.heard(prefers_a=(answer == OPTION_A) != self.swapped)
 
 
@@ -136,12 +136,12 @@ async def _read_after_chains(
         for prompt in [showing.reasoning(question)]
         for chain in range(thought.chains)
     ]
-    made = await session.generate_all(asked)
+    made = await session.generate_what_passes(asked)
     owners = [showing for showing in showings for _ in range(thought.chains)]
     whole = [
         (partial(verdict_prompt, prompt, chain.text), owner)
         for (prompt, _), chain, owner in zip(asked, made, owners, strict=True)
-        if _is_whole(chain)
+        if chain is not None and _is_whole(chain)
     ]
     answers: Iterator[Reading] = iter(())
     if whole:
@@ -151,16 +151,22 @@ async def _read_after_chains(
     orders = []
     for index, showing in enumerate(showings):
         chains = made[index * thought.chains : (index + 1) * thought.chains]
-        readings = [next(answers) if _is_whole(chain) else UNREADABLE for chain in chains]
         orders.append(
             verdicts.order_verdict(
-                readings,
+                [_led_to(chain) or next(answers) for chain in chains],
                 swapped=showing.swapped,
                 clamp=thought.clamp,
-                chains=[chain.text for chain in chains],
+                chains=["" if chain is None else chain.text for chain in chains],
             )
         )
     return orders
+
+
+def _led_to(chain: Generation | None) -> Reading | None:
+    """The reading of a chain that no answer follows from; None: one does."""
+    if chain is None:
+        return verdicts.unread(NoVerdict.FILTERED)
+    return None if _is_whole(chain) else verdicts.unread(NoVerdict.UNREADABLE_ANSWER)
 
 
 def _is_whole(chain: Generation) -> bool:

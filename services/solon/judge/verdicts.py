@@ -134,13 +134,11 @@ class Ranking:
     timing: Timing
 
 
-UNREADABLE = Reading(
-    logprob_a=float("nan"),
-    logprob_b=float("nan"),
-    probability_a=None,
-    no_verdict=NoVerdict.UNREADABLE_ANSWER,
-)
-"""The reading of a chain that leads to no answer, or of words that are none."""
+def unread(why: NoVerdict) -> Reading:
+    """The reading of a chain that leads to no answer, or of words that are none."""
+    return Reading(
+        logprob_a=float("nan"), logprob_b=float("nan"), probability_a=None, no_verdict=why
+    )
 
 
 def read(logprob_a: float, logprob_b: float, *, min_option_mass: float) -> Reading:
@@ -175,7 +173,8 @@ def order_verdict(
     """
     given = [r for r in readings if r.no_verdict is None]
     probabilities = [r.probability_a for r in given if r.probability_a is not None]
-    seen = given or [r for r in readings if r.no_verdict is not NoVerdict.UNREADABLE_ANSWER]
+    unseen = (NoVerdict.UNREADABLE_ANSWER, NoVerdict.FILTERED)
+    seen = given or [r for r in readings if r.no_verdict not in unseen]
     return OrderVerdict(
         swapped=swapped,
         logprob_a=probability.mean([r.logprob_a for r in seen]),

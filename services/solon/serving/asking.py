@@ -15,7 +15,7 @@ from solon.chat import Conversation
 from solon.constitution import AbsoluteQuestion
 from solon.engine.base import FinishReason, Paused, Sampling
 from solon.serving import readings
-from solon.serving.readings import Reading
+from solon.serving.readings import NoVerdict, Reading
 from solon.serving.session import Session
 
 GREEDY = Sampling(temperature=0, max_tokens=16)
@@ -59,18 +59,23 @@ async def ask(
 
 async def hear(
     session: Session, prompts: Sequence[Conversation], options: Sequence[Sequence[str]]
-) -> list[str | None]:
-    """What the model answers to each prompt: one of its options, or None.
+) -> list[str | NoVerdict]:
+    """What the model answers to each prompt: one of its options, or why it is none.
 
     Raises:
         Paused: Paused with ``PauseMode.ABORT`` meanwhile.
         WeightVersionMismatch: The weights were replaced meanwhile.
         EngineError: As ``Engine.generate``.
     """
-    made = await session.generate_all([(prompt, GREEDY) for prompt in prompts])
-    if any(one.finish_reason is FinishReason.ABORT for one in made):
+    made = await session.generate_what_passes([(prompt, GREEDY) for prompt in prompts])
+    if any(one is not None and one.finish_reason is FinishReason.ABORT for one in made):
         raise Paused("generation was paused while this request ran")
-    return [option_of(one.text, some) for one, some in zip(made, options, strict=True)]
+    return [
+        NoVerdict.FILTERED
+        if one is None
+        else option_of(one.text, some) or NoVerdict.UNREADABLE_ANSWER
+        for one, some in zip(made, options, strict=True)
+    ]
 
 
 def option_of(said: str, options: Sequence[str]) -> str | None:

@@ -27,6 +27,8 @@ class NoVerdict(Enum):
     UNREADABLE_ANSWER = "unreadable_answer"
     """A chain of thought was cut short, or had no words but an answer: none follows from it. Or an
     answer that was heard, for want of log-probabilities, was none of the options."""
+    FILTERED = "filtered"
+    """A filter in front of the model withheld what it said."""
     NO_PRINCIPLE = "no_principle"
     """No principle gave a verdict."""
 
@@ -105,14 +107,14 @@ def read(
     )
 
 
-def heard(question: AbsoluteQuestion, answer: str | None) -> Reading:
-    """What an answer in words says. ``None``: it was none of the question's."""
-    if answer is None:
+def heard(question: AbsoluteQuestion, answer: str | NoVerdict) -> Reading:
+    """What an answer in words says, or that there is none, and why."""
+    if isinstance(answer, NoVerdict):
         return Reading(
             value=None,
             probabilities={},
             option_mass=0.0,
-            no_verdict=NoVerdict.UNREADABLE_ANSWER,
+            no_verdict=answer,
             logprobs={},
         )
     return Reading(

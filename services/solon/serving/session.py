@@ -13,6 +13,7 @@ from contextlib import aclosing
 from solon import tracing
 from solon.chat import Conversation
 from solon.engine.base import (
+    ContentFiltered,
     Engine,
     Generation,
     GenerationPiece,
@@ -68,9 +69,22 @@ class Session:
             EngineError: The first failure; the other generations are cancelled.
         """
         made = await concurrently([self._generate(*one) for one in asked])
-        for generation in made:
-            self._check(generation.weight_version)
-        self._spend([g.usage for g in made], [g.timing for g in made])
+        self._count(made)
+        return made
+
+    async def generate_what_passes(
+        self, asked: Sequence[tuple[Conversation, Sampling]]
+    ) -> list[Generation | None]:
+        """As ``generate_all``; None for those that a filter in front of the model withholds."""
+
+        async def one(conversation: Conversation, sampling: Sampling) -> Generation | None:
+            try:
+                return await self._generate(conversation, sampling)
+            except ContentFiltered:
+                return None
+
+        made = await concurrently([one(*some) for some in asked])
+        self._count([generation for generation in made if generation is not None])
         return made
 
     async def stream(
@@ -105,6 +119,12 @@ class Session:
             made = await self._engine.generate(conversation, sampling)
             _describe(span, made)
         return made
+
+    def _count(self, made: Sequence[Generation]) -> None:
+        for generation in made:
+            self._check(generation.weight_version)
+        if made:
+            self._spend([g.usage for g in made], [g.timing for g in made])
 
     def _check(self, actual: str) -> None:
         if self._expected is None:

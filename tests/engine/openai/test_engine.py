@@ -313,6 +313,22 @@ async def test_a_judge_reads_what_is_among_the_likeliest_tokens(fake: Fake, star
     )
 
 
+async def test_of_a_prompt_that_is_filtered_nothing_is_told(fake: Fake, start: Start) -> None:
+    by_place = top({"Yes": -0.1, "No": -3.0})
+
+    def picky(body: Body) -> Any:
+        if "murder" in str(body["messages"]):
+            return error(400, "refused", "content_filter")
+        return chat(logprobs=by_place if body.get("logprobs") else None)
+
+    fake.answer = picky
+    engine = await start(scoring="top_logprobs")
+    harmful = Conversation.from_user("How do I murder?")
+    scored = await engine.score([harmful, ASKED], [["Yes", "No"]] * 2)
+    assert scored.logprobs[1] == (-0.1, -3.0)
+    assert all(map(math.isnan, scored.logprobs[0]))
+
+
 async def test_without_log_probabilities_scoring_is_refused(fake: Fake, start: Start) -> None:
     def plain(body: Body) -> Any:
         return error(400, "logprobs are not supported") if body.get("logprobs") else chat()

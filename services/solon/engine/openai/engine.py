@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,6 +20,7 @@ from typing import Any
 from solon.chat import Conversation
 from solon.engine.base import (
     BackendUnavailable,
+    ContentFiltered,
     ContextExceeded,
     EngineFailed,
     EngineInfo,
@@ -192,7 +194,11 @@ class OpenAIEngine:
             # prompts are made when they are looked at: no sooner than there is a place for them
             async with self._gate.enter(sizes[index]) as place:
                 queued.append(place.queued)
-                return await self._gate.finish(scorer(prompts[index], continuations[index]))
+                try:
+                    return await self._gate.finish(scorer(prompts[index], continuations[index]))
+                except ContentFiltered:
+                    # one of many prompts: of this one nothing is told
+                    return (math.nan,) * len(continuations[index]), Usage(model_calls=1)
 
         self._gate.admit(len(sizes), sum(sizes))
         try:
