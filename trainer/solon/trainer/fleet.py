@@ -191,7 +191,7 @@ class Fleet:
     @property
     def cost_usd(self) -> float:
         """What endpoints behind the services have charged so far, in US dollars."""
-        return sum(one.client.cost_usd for one in self._connected.values())
+        return float(sum(one.client.cost_usd for one in self._connected.values()))
 
     def addresses(self, role: Role) -> dict[str, str]:
         """Where the services of a role are, by their names in the roster."""
