@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,13 +60,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="keep models and results here")
     parser.add_argument("--model", type=Path, help="the SL model")
     parser.add_argument("--reward", type=Path, help="the reward model")
-    parser.add_argument("--prompts", type=Path, help="Parquet with a conversational prompt column")
+    parser.add_argument("--prompts", type=Path, help="Parquet: id, conversational prompt")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--episodes", type=int, default=2560)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--kl", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: count only each side's own time, on a machine that does other work too",
+    )
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -84,6 +91,7 @@ def inputs(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         "kl_coefficient": arguments.kl,
         "max_response_tokens": 48,
         "threads": arguments.threads,
+        "clock": arguments.clock,
     }
 
 
@@ -147,7 +155,8 @@ def write_data(work: Path) -> tuple[Path, Path]:
     pq.write_table(pa.table({"prompt": prompts, "completion": demonstrated}), sft)
     columns = {"prompt": prompts, "chosen": chosen, "rejected": rejected}
     pq.write_table(pa.table(columns | {"probability": [0.9] * len(prompts)}), pairs)
-    pq.write_table(pa.table({"prompt": prompts}), work / "prompts")
+    ids = [f"p{number}" for number in range(len(prompts))]
+    pq.write_table(pa.table({"id": ids, "prompt": prompts}), work / "prompts")
     return sft, pairs
 
 
@@ -181,23 +190,20 @@ def run(
 class Rows:
     """A report that keeps the curve."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: str = "wall") -> None:
         self.rows: list[dict[str, float]] = []
-        self.clock = 0.0
+        self.now = time.process_time if clock == "cpu" else time.perf_counter
+        self.started = 0.0
 
     def start(self, done: int) -> None:
         """Start the clock."""
-        import time
-
-        self.clock = time.perf_counter()
+        self.started = self.now()
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Keep a row, if it is PPO's."""
-        import time
-
         if "episode" in metrics:
             row = {name: metrics[f"objective/{name}"] for name in ("scores", "kl")}
-            row |= {"episode": metrics["episode"], "seconds": time.perf_counter() - self.clock}
+            row |= {"episode": metrics["episode"], "seconds": self.now() - self.started}
             self.rows.append(row)
 
     def message(self, text: str) -> None:
@@ -221,7 +227,7 @@ def run_ours(settings: Mapping[str, Any]) -> None:
         normalise_reward=False,
         checkpoint_every=10**6,
     )
-    report = Rows()
+    report = Rows(settings["clock"])
     train_rl(
         config,
         base_model=settings["model"],

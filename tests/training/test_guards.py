@@ -13,7 +13,7 @@ from torch import tensor
 
 from solon.trainer.ppo import guards
 from solon.trainer.ppo.config import PPOConfig
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples
 from solon.trainer.ppo.watch import Watch
 
 

@@ -19,8 +19,10 @@ from solon.trainer.errors import StageFailed
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.experience import Experience, ValueTargets
 from solon.trainer.ppo.loop import PPO
+from solon.trainer.ppo.networks import Policy, ValueNetwork, response_values
 from solon.trainer.ppo.rewards import RewardFunction, WeightedReward
-from solon.trainer.ppo.rollout import Policy, Samples, ValueNetwork, response_values, sample
+from solon.trainer.ppo.rollout import sample
+from solon.trainer.ppo.samples import Samples
 from solon.trainer.ppo.update import Learner, update
 
 PROMPTS = [[2, 7, 9, 3], [2, 5, 3], [2, 8, 8, 12, 20, 3], [2, 6, 3], [2, 11, 4, 3]]

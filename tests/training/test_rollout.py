@@ -12,18 +12,18 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GraniteConfig,
+    MistralConfig,
     PreTrainedModel,
 )
 
-from solon.trainer.ppo.rollout import (
+from solon.trainer.ppo.networks import (
     Policy,
-    Samples,
     ValueNetwork,
-    micro_batches,
     response_logprobs,
     response_values,
-    sample,
 )
+from solon.trainer.ppo.rollout import sample
+from solon.trainer.ppo.samples import Samples, micro_batches
 
 PROMPTS = [[2, 7, 9, 3], [2, 5, 3], [2, 8, 8, 12, 20, 3], [2, 6, 3], [2, 11, 4, 3]] * 4
 MakeLm = Callable[..., PreTrainedModel]
@@ -137,6 +137,35 @@ def test_longer_prompts_in_the_batch_change_no_response_and_no_logprob(make_lm: 
     )
 
 
+def test_a_prompt_that_comes_several_times_is_read_once_and_without_padding(
+    make_lm: MakeLm,
+) -> None:
+    lm = make_lm()
+    read: list[int] = []
+    lm.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    long = [2] + [9] * 60 + [3]
+    samples = take(lm, [*PROMPTS, long], max_tokens=1)
+    assert sum(read) < 2 * sum(map(len, PROMPTS[:5])) + len(long)
+    expected = full_logprobs(lm, samples, 1.0)
+    found = samples.logprobs_BR[:, :1]
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_that_forgets_what_is_far_away_is_sampled_as_it_is() -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=4,
+    )  # fmt: skip
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    samples = take(lm, [*PROMPTS, [2] + [9] * 9 + [3]])
+    for row, expected in enumerate(full_logprobs(lm, samples, 1.0)):
+        found = samples.logprobs_BR[row, : len(expected)]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_sampling_follows_the_models_distribution(make_lm: MakeLm) -> None:
     lm = make_lm()
     count = 6000
@@ -195,6 +224,12 @@ def test_a_model_that_gives_no_numbers_is_not_sampled_from(make_lm: MakeLm) -> N
         take(lm)
 
 
-def test_micro_batches_hold_every_row_once_and_sort_them_by_length() -> None:
-    groups = micro_batches(torch.tensor([5, 1, 9, 3, 7]), 2)
-    assert [group.tolist() for group in groups] == [[1, 3], [0, 4], [2]]
+def test_micro_batches_hold_every_row_once_and_are_cut_where_rows_are_longer() -> None:
+    lengths = torch.tensor([8, 900, 9] * 4 + [10, 2000])
+    groups = micro_batches(lengths, 8)
+    assert [len(group) for group in groups] == [4, 5, 4, 1]
+    assert torch.equal(lengths[torch.cat(groups)], lengths.sort().values)
+    more = micro_batches(lengths, 8, least=6)
+    assert len(more) == 6
+    assert sorted(torch.cat(more).tolist()) == list(range(14))
+    assert all(len(group) == 1 for group in micro_batches(lengths, 1))

@@ -19,7 +19,7 @@ RUNTIME = GIB
 PREFILL_TOKENS = 4096
 """That the transformers engine reads in one forward pass, at most."""
 LOGITS_AT_ONCE = 2**24
-"""Elements of the largest block of logits that RL makes (see ``ppo.rollout.Policy``)."""
+"""Elements of the largest block of logits that RL makes (see ``ppo.networks.Policy``)."""
 _FLOAT = 4
 _ADAM = 8
 """Bytes of AdamW's two moments, in float32 (Loshchilov and Hutter 2019, 1711.05101)."""

@@ -1,6 +1,6 @@
 """What a batch of episodes is worth: scores, KL penalty, advantages, and the figures of all that.
 
-Shapes as in ``rollout``: B episodes of this process, R response tokens. Knows nothing of how
+Shapes as in ``samples``: B episodes of this process, R response tokens. Knows nothing of how
 episodes are sampled, how networks learn, or what scores them.
 """
 
@@ -18,15 +18,15 @@ from solon.trainer.ppo import guards, math
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.episodes import Outcomes
 from solon.trainer.ppo.experience import Experience, from_groups, from_values
-from solon.trainer.ppo.rewards import Scores, WeightedReward
-from solon.trainer.ppo.rollout import (
+from solon.trainer.ppo.networks import (
     Policy,
-    Samples,
     ValueNetwork,
     WithoutAdapter,
     response_logprobs,
     response_values,
 )
+from solon.trainer.ppo.rewards import Scores, WeightedReward
+from solon.trainer.ppo.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

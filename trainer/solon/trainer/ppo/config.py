@@ -91,7 +91,8 @@ class PPOConfig(WeightSettings):
     epochs: int = Field(default=2, ge=1)
     """Passes over each batch, >= 1."""
     micro_batch_size: int = Field(default=32, ge=1)
-    """Episodes in one forward pass of one process, >= 1. Changes memory and speed only."""
+    """Most episodes in one forward pass of one process, >= 1: fewer are taken where that saves
+    padding. Changes memory and speed only."""
     max_response_tokens: int = Field(default=256, ge=1)
     """A response that has not ended by then is cut, in tokens, >= 1."""
     temperature: float = Field(default=1.0, gt=0)

@@ -1,6 +1,6 @@
 """The episodes of a batch one by one: what each scored, what it paid, what it was worth.
 
-Shapes as in ``rollout``: B episodes of this process. Knows nothing of texts, judges or files.
+Shapes as in ``samples``: B episodes of this process. Knows nothing of texts, judges or files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from solon.trainer.ppo.rewards import Scores
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """A batch of episodes that several processes made, on each of them whole.
 
 So every minibatch is a draw from the whole batch, the same that one process alone would make.
-Shapes as in ``rollout``. Knows nothing of networks, rewards or files.
+Shapes as in ``samples``. Knows nothing of networks, rewards or files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from solon.trainer.ppo.experience import Experience, ValueTargets
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples
 
 
 def whole(experience: Experience, accelerator: Accelerator) -> Experience:

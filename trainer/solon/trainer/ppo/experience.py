@@ -1,6 +1,6 @@
 """What is learned from: episodes and their rewards, made into advantages and targets.
 
-Shapes as in ``rollout``: B episodes of this process, R response tokens, H hidden.
+Shapes as in ``samples``: B episodes of this process, R response tokens, H hidden.
 
 Knows nothing of networks, optimisers, processes or files.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solon.trainer.ppo import groups, math
 from solon.trainer.ppo.config import PPOConfig
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from math import log1p
 import torch
 from torch import Tensor
 
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples
 from solon.trainer.similarity import repeated_trigrams
 
 

@@ -4,7 +4,7 @@ Everything random is derived from (seed, batch), and a checkpoint holds all that
 the batch after a resume is bit-identical to the one that would have followed. Several processes
 make, score and learn from a share of each batch; the batch is the same whatever their number.
 
-Shapes as in ``rollout``. Knows nothing of reward models, conversations or the run directory.
+Shapes as in ``samples``. Knows nothing of reward models, conversations or the run directory.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from solon.trainer.ppo.episodes import Episodes, Outcomes
 from solon.trainer.ppo.exchange import whole
 from solon.trainer.ppo.experience import Experience
 from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
+from solon.trainer.ppo.networks import Policy, ValueNetwork, WithoutAdapter
 from solon.trainer.ppo.order import prompt_rows
 from solon.trainer.ppo.rewards import WeightedReward
-from solon.trainer.ppo.rollout import Policy, Samples, ValueNetwork, WithoutAdapter, sample
+from solon.trainer.ppo.rollout import sample
+from solon.trainer.ppo.samples import Samples
 from solon.trainer.ppo.update import Learner, update
 from solon.trainer.sharding import gathered, is_sharded, load_parts, save_parts
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,294 +1,24 @@
-"""Episodes: how they are sampled, and what policy, reference and value network say of them.
+"""Episodes: how they are sampled.
 
-Shapes: B episodes, b of them in a micro-batch, P tokens of the longest prompt, R of the longest
-response, T of the longest sequence, N real response tokens of a micro-batch row by row, H hidden,
-V vocabulary. Sequences are prompt, response, padding on the right: under causal attention no real
-token sees any padding, and every tensor [N] has none.
+Shapes: B episodes, b of them still running, P tokens of the longest prompt, R of the longest
+response, t tokens seen so far, V vocabulary.
 
 Knows nothing of rewards, advantages, optimisers, files or conversations.
 """
 
-# ruff: noqa: N802 - a tensor's name ends with its shape
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 
-from solon.trainer.ppo.memory import without_adapters
+from solon.trainer.ppo.cache import is_plain, joined, roomy_cache
+from solon.trainer.ppo.samples import Samples, micro_batches
 
 _COMPACT_BELOW = 0.85
 """Finished rows leave the sampling batch once the share of running ones is below this."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenBatch:
-    """Some episodes as a network reads them, and where their response tokens are predicted."""
-
-    ids_bT: Tensor
-    row_N: Tensor
-    column_N: Tensor
-    """The position *before* each response token."""
-    target_N: Tensor
-    mask_bR: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Samples:
-    """Sampled responses, the token that ends the turn included."""
-
-    ids_BT: Tensor
-    prompt_lengths_B: Tensor
-    response_lengths_B: Tensor
-    """Tokens, each >= 1 when it was sampled; 0 takes an episode out of whatever is learned."""
-    logprobs_BR: Tensor
-    """Under the sampling policy, at its temperature; 0 on padding."""
-    ended_B: Tensor
-    """False where the response was cut."""
-
-    @property
-    def mask_BR(self) -> Tensor:
-        """True on real response tokens."""
-        return _mask(self.response_lengths_B, self.logprobs_BR.shape[1])
-
-    @property
-    def lengths_B(self) -> Tensor:
-        """Tokens of prompt and response together."""
-        return self.prompt_lengths_B + self.response_lengths_B
-
-    def responses(self) -> list[list[int]]:
-        """The tokens of each response."""
-        return [
-            row[start:end].tolist()
-            for row, start, end in zip(
-                self.ids_BT,
-                self.prompt_lengths_B.tolist(),
-                self.lengths_B.tolist(),
-                strict=True,
-            )
-        ]
-
-    def batch(self, rows_b: Tensor) -> TokenBatch:
-        """Those episodes, without the columns that are padding for all of them."""
-        prompts_b, responses_b = self.prompt_lengths_B[rows_b], self.response_lengths_B[rows_b]
-        ids_bT = self.ids_BT[rows_b, : int((prompts_b + responses_b).max())]
-        mask_bR = _mask(responses_b, self.logprobs_BR.shape[1])
-        row_N, offset_N = mask_bR.nonzero(as_tuple=True)
-        column_N = prompts_b[row_N] + offset_N - 1
-        return TokenBatch(
-            ids_bT=ids_bT,
-            row_N=row_N,
-            column_N=column_N,
-            target_N=ids_bT[row_N, column_N + 1],
-            mask_bR=mask_bR,
-        )
-
-
-def _mask(lengths_B: Tensor, width: int) -> Tensor:
-    return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
-
-
-def micro_batches(lengths_B: Tensor, size: int) -> list[Tensor]:
-    """The rows in groups of at most ``size``, of like length, so that little is padding."""
-    return list(torch.split(lengths_B.argsort(stable=True), size))
-
-
-class Policy(nn.Module):
-    """A causal language model, read as log-probabilities of response tokens.
-
-    The head is applied to response positions alone, so logits [B, T, V] never exist.
-    """
-
-    def __init__(self, lm: PreTrainedModel, *, logits_at_once: int = 2**24) -> None:
-        """Wrap ``lm``.
-
-        ``logits_at_once``: elements of the largest block of logits in memory. If there are more,
-        they are computed block by block, and once more for the gradients.
-
-        Raises:
-            ValueError: Its logits are not hidden states times output embeddings (it scales or caps
-                them), so its log-probabilities would be wrong.
-        """
-        super().__init__()
-        self.lm, self._logits_at_once = lm, logits_at_once
-        ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
-        with torch.no_grad():
-            expected = lm(input_ids=ids, use_cache=False).logits
-            found = self._head()(self._hidden(ids))
-        if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3):
-            raise ValueError(
-                "expected a model whose logits are a linear map of its hidden states, got "
-                f"{type(lm).__name__!r}, which changes them afterwards; use another architecture"
-            )
-
-    def _hidden(self, ids_bT: Tensor) -> Tensor:
-        hidden: Tensor = self.lm.base_model(input_ids=ids_bT, use_cache=False).last_hidden_state
-        return hidden
-
-    def _head(self) -> nn.Module:
-        head: nn.Module = self.lm.get_output_embeddings()
-        return head
-
-    def forward(self, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of each response token, and entropy before it: [N] each, in nats.
-
-        The entropy carries no gradient.
-        """
-        hidden_NH = self._hidden(batch.ids_bT)[batch.row_N, batch.column_N]
-        head = self._head()
-        step = max(1, self._logits_at_once // self.lm.config.get_text_config().vocab_size)
-        if len(hidden_NH) <= step:
-            return _logprobs(hidden_NH, batch.target_N, head, temperature)
-        chunks = [
-            checkpoint(_logprobs, hidden, target, head, temperature, use_reentrant=False)
-            for hidden, target in zip(
-                torch.split(hidden_NH, step), torch.split(batch.target_N, step), strict=True
-            )
-        ]
-        logprobs, entropies = zip(*chunks, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
-
-
-class WithoutAdapter(nn.Module):
-    """A policy with its adapter switched off: what it started from, in no memory of its own."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        # in a tuple: its weights are the policy's, and are not to be frozen with this
-        self._policy = (policy,)
-
-    def forward(self, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        """As ``Policy``."""
-        (policy,) = self._policy
-        with without_adapters(policy):
-            found: tuple[Tensor, Tensor] = policy(batch, temperature)
-        return found
-
-
-def _logprobs(
-    hidden_NH: Tensor, target_N: Tensor, head: nn.Module, temperature: float
-) -> tuple[Tensor, Tensor]:
-    logits_NV = head(hidden_NH).float() / temperature
-    normaliser_N = logits_NV.logsumexp(dim=-1)
-    logprobs_N = logits_NV.gather(-1, target_N.unsqueeze(-1)).squeeze(-1) - normaliser_N
-    with torch.no_grad():
-        mean_logit_N = (logits_NV.softmax(dim=-1) * logits_NV).sum(dim=-1)
-    return logprobs_N, normaliser_N.detach() - mean_logit_N
-
-
-class ValueNetwork(nn.Module):
-    """The expected score of an episode, read before each of its response tokens.
-
-    Starts as the reward model: its score of an unfinished response is already a fair guess, which
-    makes the first advantages worth something (Stiennon et al. 2020, section 3.4).
-    """
-
-    def __init__(
-        self, reward_model: PreTrainedModel, *, mean: float, std: float, train_trunk: bool
-    ) -> None:
-        """Take over ``reward_model``, so that values start as (score - ``mean``) / ``std``.
-
-        ``train_trunk`` false freezes all but the head, which is given a hidden layer instead; what
-        the trunk says of an episode is then computed once and not in every epoch.
-
-        Raises:
-            ValueError: It has no linear ``score`` head with one output.
-        """
-        super().__init__()
-        score = getattr(reward_model, "score", None)
-        if not isinstance(score, nn.Linear) or score.out_features != 1:
-            raise ValueError(
-                "expected a reward model with a linear 'score' head of one output, got "
-                f"{type(reward_model).__name__!r} with {score!r}"
-            )
-        self.trains_trunk = train_trunk
-        self.trunk = cast("PreTrainedModel", reward_model.base_model)
-        self.trunk.requires_grad_(train_trunk)
-        head = _ValueHead(score.in_features, hidden_layer=not train_trunk)
-        self.head = head.to(score.weight.device)
-        with torch.no_grad():
-            self.head.line.weight.copy_(score.weight / std)
-            self.head.line.bias.fill_(-mean / std)
-
-    def features(self, batch: TokenBatch) -> Tensor:
-        """What the trunk says before each response token, [N, H]."""
-        hidden_bTH = self.trunk(input_ids=batch.ids_bT, use_cache=False).last_hidden_state
-        features_NH: Tensor = hidden_bTH[batch.row_N, batch.column_N].float()
-        return features_NH
-
-    def forward(self, batch: TokenBatch, features_NH: Tensor | None = None) -> Tensor:
-        """Values [N], in normalised rewards. ``features_NH``: of ``batch``, if they are known."""
-        values_N: Tensor = self.head(self.features(batch) if features_NH is None else features_NH)
-        return values_N
-
-
-class _ValueHead(nn.Module):
-    """A linear map, and beside it, if wanted, a hidden layer that starts by adding 0.
-
-    In float32 whatever the trunk computes in.
-    """
-
-    def __init__(self, width: int, *, hidden_layer: bool) -> None:
-        super().__init__()
-        self.line = nn.Linear(width, 1)
-        self.hidden: nn.Module | None = None
-        if hidden_layer:
-            last = nn.Linear(width, 1)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-            self.hidden = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
-
-    def forward(self, features_NH: Tensor) -> Tensor:
-        with torch.autocast(features_NH.device.type, enabled=False):
-            values_N1: Tensor = self.line(features_NH)
-            if self.hidden is not None:
-                values_N1 = values_N1 + self.hidden(features_NH)
-        return values_N1.squeeze(-1)
-
-
-@torch.no_grad()
-def response_logprobs(
-    policy: Policy | WithoutAdapter, samples: Samples, *, temperature: float, micro_batch_size: int
-) -> Tensor:
-    """[B, R]: what ``policy`` gives to the tokens of ``samples``; 0 on padding."""
-    out_BR = torch.zeros_like(samples.logprobs_BR)
-    for rows_b in micro_batches(samples.lengths_B, micro_batch_size):
-        batch = samples.batch(rows_b)
-        _put(out_BR, rows_b, batch, policy(batch, temperature)[0])
-    return out_BR
-
-
-@torch.no_grad()
-def response_values(
-    network: ValueNetwork, samples: Samples, *, micro_batch_size: int
-) -> tuple[Tensor, Tensor | None]:
-    """What ``network`` expects before each token of ``samples``, 0 on padding.
-
-    Returns:
-        Values [B, R]; and the features [B, R, H] behind them if the network's trunk is frozen.
-    """
-    values_BR, features_BRH = torch.zeros_like(samples.logprobs_BR), None
-    for rows_b in micro_batches(samples.lengths_B, micro_batch_size):
-        batch = samples.batch(rows_b)
-        features_NH = network.features(batch)
-        _put(values_BR, rows_b, batch, network(batch, features_NH))
-        if not network.trains_trunk:
-            if features_BRH is None:
-                features_BRH = features_NH.new_zeros(*values_BR.shape, features_NH.shape[1])
-            _put(features_BRH, rows_b, batch, features_NH)
-    return values_BR, features_BRH
-
-
-def _put(out_BR: Tensor, rows_b: Tensor, batch: TokenBatch, values_N: Tensor) -> None:
-    """Lay values of real tokens out, by row; both may have further dimensions."""
-    block_bR = out_BR.new_zeros(*batch.mask_bR.shape, *values_N.shape[1:])
-    block_bR[batch.mask_bR] = values_N.to(out_BR.dtype)
-    out_BR[rows_b] = block_bR
 
 
 @torch.no_grad()
@@ -350,23 +80,15 @@ class _Sampling:
         self._logprobs_BR = torch.zeros(count, max_tokens, device=device)
         self._lengths_B = torch.full((count,), max_tokens, device=device)
         self._ended_B = torch.zeros(count, dtype=torch.bool, device=device)
-        self._input_bt, self._seen_bt = _left_padded(prompts, pad_id, device)
-        self._position_bt = (self._seen_bt.cumsum(dim=1) - 1).clamp(min=0)
         self._row_b = torch.arange(count, device=device)
-        self._cache = DynamicCache(config=lm.config)
+        self._logits_bV, self._cache = _read(lm, prompts, pad_id)
+        _, self._seen_bt = _left_padded(prompts, pad_id, device)
+        self._position_b = self._seen_bt.sum(dim=1)
         self._step = 0
 
     def advance(self) -> bool:
         """Sample one token in every running row; false when there is nothing more to do."""
-        logits_bV = self._lm(
-            input_ids=self._input_bt,
-            attention_mask=self._seen_bt,
-            position_ids=self._position_bt,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        token_b, logprob_b = self._draw(logits_bV.float())
+        token_b, logprob_b = self._draw(self._logits_bV.float())
         running_b = ~self._ended_B[self._row_b]
         row_b = self._row_b[running_b]
         self._responses_BR[row_b, self._step] = token_b[running_b]
@@ -377,7 +99,7 @@ class _Sampling:
         self._step += 1
         if self._step == self._max_tokens or len(ended_b) == len(row_b):
             return False
-        self._prepare(token_b, ~self._ended_B[self._row_b])
+        self._go_on(token_b, ~self._ended_B[self._row_b])
         return True
 
     def _draw(self, logits_bV: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,15 +119,22 @@ class _Sampling:
             token_b = torch.searchsorted(mass_bV, goal_b.unsqueeze(1), right=True).squeeze(1)
         return token_b, logprobs_bV.gather(1, token_b.unsqueeze(1)).squeeze(1)
 
-    def _prepare(self, token_b: Tensor, running_b: Tensor) -> None:
-        seen_bt, position_b = self._seen_bt, self._position_bt[:, -1] + 1
+    def _go_on(self, token_b: Tensor, running_b: Tensor) -> None:
+        """Read the new tokens, without the rows that have finished if they are many."""
         if int(running_b.sum()) < _COMPACT_BELOW * len(running_b):
             kept = running_b.nonzero().squeeze(1)
             self._cache.batch_select_indices(kept)
-            self._row_b = self._row_b[kept]
-            token_b, seen_bt, position_b = token_b[kept], seen_bt[kept], position_b[kept]
-        self._input_bt, self._position_bt = token_b.unsqueeze(1), position_b.unsqueeze(1)
-        self._seen_bt = torch.cat([seen_bt, torch.ones_like(seen_bt[:, :1])], dim=1)
+            self._row_b, token_b = self._row_b[kept], token_b[kept]
+            self._seen_bt, self._position_b = self._seen_bt[kept], self._position_b[kept]
+        self._seen_bt = torch.cat([self._seen_bt, torch.ones_like(self._seen_bt[:, :1])], dim=1)
+        self._logits_bV = _forward(
+            self._lm,
+            token_b.unsqueeze(1),
+            self._seen_bt,
+            self._position_b.unsqueeze(1),
+            self._cache,
+        )
+        self._position_b = self._position_b + 1
 
     def samples(self) -> Samples:
         """What was sampled, prompts and responses side by side."""
@@ -424,6 +153,47 @@ class _Sampling:
             logprobs_BR=self._logprobs_BR[:, :longest],
             ended_B=self._ended_B,
         )
+
+
+def _read(
+    lm: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int
+) -> tuple[Tensor, DynamicCache]:
+    """The logits [B, V] of the first token of each response, and a cache of the prompts.
+
+    A prompt that comes several times is read once. Where the model's cache allows it prompts of
+    like length are read together; then all of them have padding on the left.
+    """
+    places: dict[tuple[int, ...], int] = {}
+    row_B = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    distinct = list(places)
+    groups = [torch.arange(len(distinct))]
+    if is_plain(roomy_cache(lm)):
+        groups = micro_batches(torch.tensor([len(prompt) for prompt in distinct]), len(distinct))
+    logits, caches = [], []
+    for group in groups:
+        ids_bt, seen_bt = _left_padded([distinct[row] for row in group.tolist()], pad_id, lm.device)
+        position_bt = (seen_bt.cumsum(dim=1) - 1).clamp(min=0)
+        caches.append(roomy_cache(lm))
+        logits.append(_forward(lm, ids_bt, seen_bt, position_bt, caches[-1]))
+    order = torch.cat(groups).argsort()[torch.tensor(row_B)].to(lm.device)
+    cache = caches[0] if len(caches) == 1 else joined(caches)
+    cache.batch_select_indices(order)
+    return torch.cat(logits)[order], cache
+
+
+def _forward(
+    lm: PreTrainedModel, ids_bt: Tensor, seen_bt: Tensor, position_bt: Tensor, cache: DynamicCache
+) -> Tensor:
+    """The logits [b, V] after the last token; ``cache`` gets the tokens."""
+    logits_b1V: Tensor = lm(
+        input_ids=ids_bt,
+        attention_mask=seen_bt,
+        position_ids=position_bt,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits_b1V[:, -1]
 
 
 def _left_padded(

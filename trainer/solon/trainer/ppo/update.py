@@ -1,6 +1,6 @@
 """The gradient steps on one batch of episodes.
 
-Shapes as in ``rollout``: B episodes of all processes, each of which learns from its share of every
+Shapes as in ``samples``: B episodes of all processes, each of which learns from its share of every
 minibatch; R response tokens, N real ones.
 
 Knows nothing of how episodes were sampled or scored, of schedules, or of files.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from solon.trainer.ppo import groups, math
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.experience import Experience, ValueTargets
-from solon.trainer.ppo.rollout import TokenBatch, micro_batches
+from solon.trainer.ppo.samples import TokenBatch, micro_batches_of_all
 from solon.trainer.sharding import is_sharded
 
 
@@ -29,9 +29,9 @@ class Learner:
 
     accelerator: Accelerator
     policy: nn.Module
-    """Called as ``rollout.Policy``."""
+    """Called as ``networks.Policy``."""
     value: nn.Module | None
-    """Called as ``rollout.ValueNetwork``. None: there is no value network."""
+    """Called as ``networks.ValueNetwork``. None: there is no value network."""
     policy_optimizer: torch.optim.Optimizer
     value_optimizer: torch.optim.Optimizer | None
 
@@ -110,7 +110,7 @@ def _accumulate_gradients(
         tokens=learner.mean(lengths_b.sum().float()).clamp(min=1.0),
         episodes=learner.mean((lengths_b > 0).sum().float()).clamp(min=1.0),
     )
-    batches = micro_batches(samples.lengths_B[rows_B], config.micro_batch_size)
+    batches = micro_batches_of_all(samples.lengths_B[rows_B], config.micro_batch_size)
     totals: math.Metrics = {}
     for index, rows_b in enumerate(batches):
         last = index == len(batches) - 1

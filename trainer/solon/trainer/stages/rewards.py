@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from solon.chat import Conversation
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.rewards import RewardFunction, WeightedReward
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples
 from solon.trainer.stages.judge_scores import Judge
 from solon.trainer.stages.modeling import (
     ChatEncoder,

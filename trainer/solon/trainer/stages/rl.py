@@ -22,7 +22,7 @@ from solon.constitution import derive_seed
 from solon.trainer.errors import ConfigError
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.loop import PPO
-from solon.trainer.ppo.rollout import Policy, ValueNetwork, WithoutAdapter
+from solon.trainer.ppo.networks import Policy, ValueNetwork, WithoutAdapter
 from solon.trainer.ppo.watch import Watch
 from solon.trainer.ranks import rank
 from solon.trainer.sharding import shard

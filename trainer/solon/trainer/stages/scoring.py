@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solon.trainer.errors import RunDirectoryError
-from solon.trainer.ppo.rollout import Samples
+from solon.trainer.ppo.samples import Samples, micro_batches
 from solon.trainer.stages.modeling import ChatEncoder, Messages
 
 
@@ -75,10 +75,10 @@ def score_sequences(
 ) -> Tensor:
     """The raw score of each token sequence, [B] in their order, on the model's device."""
     pad_id = model.config.get_text_config().pad_token_id
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     scores = torch.zeros(len(ids), device=model.device)
-    for start in range(0, len(order), micro_batch_size):
-        rows = order[start : start + micro_batch_size]
+    lengths = torch.tensor([len(row) for row in ids], device=model.device)
+    for group in micro_batches(lengths, micro_batch_size):
+        rows = group.tolist()
         batch = pad_ids([ids[row] for row in rows], pad_id)
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         scores[rows] = model(**inputs, use_cache=False).logits.squeeze(-1).float()

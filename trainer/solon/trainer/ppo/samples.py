@@ -1,0 +1,145 @@
+"""Episodes as tokens, and how they are put together for one pass of a network.
+
+Shapes: B episodes, b of them in a micro-batch, R tokens of the longest response, T of the longest
+sequence, N real response tokens of a micro-batch row by row. Sequences are prompt, response,
+padding on the right: under causal attention no real token sees any padding, and every tensor [N]
+has none.
+
+Knows nothing of networks, rewards, files or conversations.
+"""
+
+# ruff: noqa: N802 - a tensor's name ends with its shape
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solon.trainer.ranks import from_all
+
+_PASS = {"cpu": 32}
+"""Tokens that a network reads in the time that one pass more costs, whatever it reads; measured
+with the sandbox's model."""
+_PASS_ELSEWHERE = 256
+"""On an accelerator, which fewer tokens leave idle."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenBatch:
+    """Some episodes as a network reads them, and where their response tokens are predicted."""
+
+    ids_bT: Tensor
+    row_N: Tensor
+    column_N: Tensor
+    """The position *before* each response token."""
+    target_N: Tensor
+    mask_bR: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """Sampled responses, the token that ends the turn included."""
+
+    ids_BT: Tensor
+    prompt_lengths_B: Tensor
+    response_lengths_B: Tensor
+    """Tokens, each >= 1 when it was sampled; 0 takes an episode out of whatever is learned."""
+    logprobs_BR: Tensor
+    """Under the sampling policy, at its temperature; 0 on padding."""
+    ended_B: Tensor
+    """False where the response was cut."""
+
+    @property
+    def mask_BR(self) -> Tensor:
+        """True on real response tokens."""
+        return length_mask(self.response_lengths_B, self.logprobs_BR.shape[1])
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """Tokens of prompt and response together."""
+        return self.prompt_lengths_B + self.response_lengths_B
+
+    def responses(self) -> list[list[int]]:
+        """The tokens of each response."""
+        return [
+            row[start:end].tolist()
+            for row, start, end in zip(
+                self.ids_BT,
+                self.prompt_lengths_B.tolist(),
+                self.lengths_B.tolist(),
+                strict=True,
+            )
+        ]
+
+    def batch(self, rows_b: Tensor) -> TokenBatch:
+        """Those episodes, without the columns that are padding for all of them."""
+        prompts_b, responses_b = self.prompt_lengths_B[rows_b], self.response_lengths_B[rows_b]
+        ids_bT = self.ids_BT[rows_b, : int((prompts_b + responses_b).max())]
+        mask_bR = length_mask(responses_b, self.logprobs_BR.shape[1])
+        row_N, offset_N = mask_bR.nonzero(as_tuple=True)
+        column_N = prompts_b[row_N] + offset_N - 1
+        return TokenBatch(
+            ids_bT=ids_bT,
+            row_N=row_N,
+            column_N=column_N,
+            target_N=ids_bT[row_N, column_N + 1],
+            mask_bR=mask_bR,
+        )
+
+
+def _mask(lengths_B: Tensor, width: int) -> Tensor:
+    return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
+
+
+def micro_batches(lengths_B: Tensor, size: int, *, least: int = 1) -> list[Tensor]:
+    """The rows in groups of at most ``size``, of like length, cut where that saves padding.
+
+    A group is as wide as its longest row. The cuts are those at which padded tokens and passes
+    together cost least (found by dynamic programming over the sorted rows).
+
+    Args:
+        lengths_B: Of each row, in tokens.
+        size: Most rows in a group.
+        least: As many groups are made at least, if there are as many rows.
+    """
+    order_B = lengths_B.argsort(stable=True)
+    ends = _cuts(lengths_B[order_B].cpu().numpy(), size, _PASS.get(lengths_B.device.type))
+    sizes = np.diff(ends, prepend=0).tolist()
+    while len(sizes) < min(least, len(order_B)):
+        largest = sizes.index(max(sizes))
+        sizes[largest : largest + 1] = [-(-sizes[largest] // 2), sizes[largest] // 2]
+    return list(order_B.split(sizes))
+
+
+def micro_batches_of_all(lengths_B: Tensor, size: int) -> list[Tensor]:
+    """As ``micro_batches``, and as many as every other process makes of its rows.
+
+    A network that is divided among processes is called by all of them, as often by each. Called by
+    all of them, with as many rows each.
+    """
+    groups = micro_batches(lengths_B, size)
+    most = max(from_all(len(groups)))
+    return groups if len(groups) == most else micro_batches(lengths_B, size, least=most)
+
+
+def _cuts(lengths_B: np.ndarray, size: int, a_pass: int | None) -> list[int]:
+    """Where the groups of sorted rows end."""
+    extra = _PASS_ELSEWHERE if a_pass is None else a_pass
+    cost = np.zeros(len(lengths_B) + 1)
+    start = np.zeros(len(lengths_B) + 1, dtype=int)
+    for end, longest in enumerate(lengths_B, start=1):
+        first = max(0, end - size)
+        costs = cost[first:end] + (end - np.arange(first, end)) * longest + extra
+        best = int(costs.argmin())
+        cost[end], start[end] = costs[best], first + best
+    ends = [len(lengths_B)]
+    while start[ends[-1]] > 0:
+        ends.append(int(start[ends[-1]]))
+    return ends[::-1]
+
+
+def length_mask(lengths_B: Tensor, width: int) -> Tensor:
+    """[B, width]: true in the first places of each row."""
+    return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
