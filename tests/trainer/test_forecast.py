@@ -338,7 +338,7 @@ def test_a_model_behind_an_endpoint_takes_no_memory_and_what_it_charges_is_told(
     plan: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "{base_url: 'http://localhost:1/v1', input_price: 2.5, output_price: 10}"
-    judge = ["models.judge=some-model", "services.judge.engine=openai"]
+    judge = ["models.judge=/elsewhere/some-model", "services.judge.engine=openai"]
     found = dry(capsys, *plan, *judge, f"services.judge.engine_options={options}")
     assert found["problems"] == []
     assert found["config"]["services"]["judge"]["engine_options"]["input_price"] == "2.5"
@@ -351,3 +351,7 @@ def test_a_model_behind_an_endpoint_takes_no_memory_and_what_it_charges_is_told(
     problems = dry(capsys, *plan, *judge, *wrong, code=2)["problems"]
     assert any("services.policy.engine: 'openai' cannot replace" in one for one in problems)
     assert any("services.judge.engine_options.input_price: expected" in one for one in problems)
+    assert any("services.judge.engine_options.base_url: expected" in one for one in problems)
+    unset = "services.judge.engine_options={base_url: 'https://x/v1', api_key_env: NOT_SET}"
+    (told,) = dry(capsys, *plan, *judge, unset, code=2)["problems"]
+    assert told.startswith("services.judge.engine_options.api_key_env: the environment variable")

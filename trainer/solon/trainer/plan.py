@@ -6,7 +6,7 @@ Knows nothing of how it is done, nor of what it will cost (see ``forecast``).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from solon.constitution import Constitution, lint, tagged
@@ -17,6 +17,7 @@ from solon.trainer.prompts import PromptSet, load_prompts
 from solon.trainer.roster import roster
 from solon.trainer.splits import divide
 from solon.trainer.stage_names import STAGES, Stage
+from solon.trainer.stages.settings import ServiceConfig
 
 EVALUATION_KEYS = tuple(f"evaluation.{kind}" for kind in SANDBOX_KINDS)
 PROMPTS_OF: Mapping[Stage, tuple[str, ...]] = {
@@ -138,10 +139,13 @@ def input_problems(config: RunConfig, constitution: Constitution) -> list[str]:
     """A sentence for everything that ``check_inputs`` would refuse."""
     problems = _missing_credentials(config)
     models = {f"models.{role}": name for role, name in config.models.model_dump().items()}
-    models |= {place.model_key: place.model for place in roster(config)}
+    places = list(roster(config))
+    models |= {place.model_key: place.model for place in places}
+    # an endpoint has names of its own, which may look like paths
+    behind = {place.model_key for place in places if place.service.is_endpoint}
     for key, name in models.items():
         path = Path(model_source(name))
-        if path.is_absolute() and not (path / "config.json").is_file():
+        if key not in behind and path.is_absolute() and not (path / "config.json").is_file():
             problems.append(
                 f"{key}: expected a directory in Hugging Face format or a hub name, "
                 f"but {str(path)!r} has no config.json"
@@ -216,7 +220,25 @@ def _missing_credentials(config: RunConfig) -> list[str]:
             for file, path in files.items()
             if path is not None and not Path(path).is_file()
         ]
+        problems += _missing_of_endpoint(f"{key}.engine_options", service)
     return problems
+
+
+def _missing_of_endpoint(key: str, service: ServiceConfig) -> Iterator[str]:
+    """What the openai engine of a service that the run starts would refuse to start without."""
+    if not service.is_endpoint:
+        return
+    options = service.engine_options
+    if not options.get("base_url"):
+        yield (
+            f"{key}.base_url: expected the endpoint's URL up to /chat/completions, such as "
+            "http://localhost:8000/v1"
+        )
+    name, file = options.get("api_key_env"), options.get("api_key_file")
+    if name and not os.environ.get(name):
+        yield f"{key}.api_key_env: the environment variable {name!r} is not set"
+    if file and not Path(file).is_file():
+        yield f"{key}.api_key_file: there is no file {file!r}"
 
 
 def advice(constitution: Constitution) -> list[str]:

@@ -136,14 +136,15 @@ class Endpoint:
         raise failure
 
     def _failure(self, error: OpenAIError, max_tokens: int) -> EngineError:
+        key = "" if self._client.api_key == _NO_KEY else self._client.api_key
         if not self.started and isinstance(error, APIStatusError):
-            said = what_it_said(error, self._client.api_key)
+            said = what_it_said(error, key)
             found = mistake(error.status_code, said, self._own, self._model, self.known)
             if found is not None:
                 return found
         return engine_error(
             error,
-            key=self._client.api_key,
+            key=key,
             timeout=self._own.timeout,
             max_tokens=max_tokens,
             context_tokens=self.context_tokens,
