@@ -22,6 +22,7 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
         self._process = psutil.Process(process.pid)
+        self.pid = process.pid
         self.address = address
 
     def memory(self) -> float:

@@ -15,7 +15,7 @@ from solon.engine.options import EngineOptions
 
 __all__ = ["COMPUTING", "ENGINES", "Engine", "EngineOptions", "create"]
 
-ENGINES = ("transformers", "openai", "scripted")
+ENGINES = ("transformers", "vllm", "openai", "scripted")
 """The names that ``create`` knows."""
 COMPUTING = frozenset({"transformers"})
 """Those that keep the interpreter busy that they run in."""
@@ -32,6 +32,10 @@ def create(name: str, options: EngineOptions) -> Engine:
         with _heavy_import():
             from solon.engine.hf.engine import TransformersEngine  # noqa: PLC0415
         return TransformersEngine(options)
+    if name == "vllm":
+        with _heavy_import():
+            from solon.engine.vllm.engine import VllmEngine  # noqa: PLC0415
+        return VllmEngine(options)
     if name == "openai":
         return _openai(options)
     if name == "scripted":

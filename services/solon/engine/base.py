@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from solon.chat import Conversation
 
@@ -321,3 +321,11 @@ class Engine(Protocol):
 
     async def resume(self) -> None:
         """Go on. Harmless if not paused."""
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """An engine whose model is run by a process that may end without being asked to."""
+
+    async def lost(self) -> str:
+        """Return, when it can answer nothing any more, why."""

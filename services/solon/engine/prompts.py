@@ -31,6 +31,11 @@ class Question:
     prompt: list[int]
     continuations: list[tuple[int, ...]]
 
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and all continuations."""
+        return len(self.prompt) + sum(map(len, self.continuations))
+
 
 class Prompts:
     """A model's tokenizer and context."""

@@ -20,7 +20,7 @@ import uvloop
 
 from solon.constitution import ConstitutionError
 from solon.engine import COMPUTING, EngineOptions, create
-from solon.engine.base import EngineError, EngineFailed, InvalidInput
+from solon.engine.base import EngineError, EngineFailed, InvalidInput, Mortal
 from solon.serving import logs
 from solon.serving.apart.engine import ApartEngine
 from solon.serving.constitutions import Library
@@ -69,10 +69,12 @@ def resources_of(options: ServerOptions) -> Resources:
         raise UsageError(str(error)) from error
     own = {"own": True, "shared": False, "auto": options.engine in COMPUTING}
     if not own[options.engine_process]:
+        engine = create(options.engine, engine_options)
         return Resources(
-            engine=create(options.engine, engine_options),
+            engine=engine,
             library=library,
             max_tokens_default=options.max_tokens_default,
+            lost=engine.lost if isinstance(engine, Mortal) else None,
         )
     apart = ApartEngine(
         options.engine, engine_options, service=options.program, log_level=options.log_level

@@ -20,7 +20,7 @@ import uvloop
 
 from solon import tracing
 from solon.engine import EngineOptions, create
-from solon.engine.base import Engine, EngineError, EngineInfo
+from solon.engine.base import Engine, EngineError, EngineInfo, Mortal
 from solon.serving import logs
 from solon.serving.apart import wire
 from solon.serving.apart.wire import TOLD, Ask, Reply, Settings, State
@@ -28,6 +28,8 @@ from solon.tracing.export import exporting
 
 _TELL_SECONDS = 0.02
 """How old what the server knows of the engine may be."""
+_WATCH = -1
+"""A number that no request has."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -101,11 +103,19 @@ class Child:
         engine = create(self._name, options)
         await engine.start()
         self._engine = engine
+        if isinstance(engine, Mortal):
+            self._tasks[_WATCH] = asyncio.create_task(self._end_with(engine))
         # a model's half a million objects stay: looking through them stops every request
         gc.collect()
         gc.freeze()
         self._tell()
         return engine.info
+
+    async def _end_with(self, engine: Mortal) -> None:
+        reason = await engine.lost()
+        _LOG.error("engine lost", extra={"fields": {"reason": reason}})
+        # what it was asked for has failed by now, and the server is told so first
+        asyncio.get_running_loop().call_soon(os._exit, 1)
 
     async def _close(self) -> None:
         if self._engine is not None:
