@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +97,23 @@ def base_model(
     tiny_lm(seed=7).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def policy_address(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a policy service on the base model, in a process of its own."""
+    folder = tmp_path_factory.mktemp("policy")
+    ready = folder / "ready.json"
+    command = [sys.executable, "-m", "solon.policy.server", "--model", str(base_model)]
+    command += ["--ready-file", str(ready), "--engine-process", "shared", "--threads", "1"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log)
+    while not ready.exists():
+        assert process.poll() is None, (folder / "log").read_text()
+        time.sleep(0.02)
+    yield f"127.0.0.1:{json.loads(ready.read_text())['port']}"
+    process.terminate()
+    process.wait(20)
 
 
 def _sentence(draw: random.Random, shortest: int, longest: int) -> str:

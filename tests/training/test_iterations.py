@@ -85,7 +85,7 @@ def train(run: Path, stage: Stage, iteration: int) -> dict[str, float]:
         asked = [{name: row[name] for name in RL_PROMPTS_EXPORT.names} for row in rows]
         with RunDirectory(str(run)).exporting("rl_prompts/train", RL_PROMPTS_EXPORT) as export:
             export.extend(asked)
-    figures = worker._run(step, run, worker._Events(io.StringIO()), judges={})
+    figures = worker._run(step, run, worker._Events(io.StringIO()), services={})
     assert main([stage, str(run)]) == 0
     return figures
 

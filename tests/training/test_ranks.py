@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from solon.constitution import resolve
 from solon.trainer.launch.local import Progress, StageEvent, StageFailed, run_stage
 from solon.trainer.steps import Step
 
@@ -161,6 +162,20 @@ def test_two_processes_learn_what_one_does(
     assert done["codes"] == [0, 0], (two / "rank1.log").read_text()
     assert done["events"][-1]["event"] == "done"
     assert_same(one, two, stage)
+
+
+def test_two_processes_learn_what_one_does_of_a_service_that_samples(
+    run_with_models: Path, forked: Run, policy_address: str
+) -> None:
+    (run_with_models / "constitution.yaml").write_text(resolve("core").read_text())
+    with (run_with_models / "config.yaml").open("a") as config:
+        config.write(f"services: {{policy: {{address: '{policy_address}'}}}}\n")
+    served = "rollouts: {source: policy, ahead: 1}"
+    one = with_settings(run_with_models, "one", "rl", served)
+    assert forked("rl", one)["codes"] == [0], (one / "rank0.log").read_text()
+    two = with_settings(run_with_models, "two", "rl", f"{served}, {SHARDED}")
+    assert forked("rl", two)["codes"] == [0, 0], (two / "rank1.log").read_text()
+    assert_same(one, two, "rl")
 
 
 async def test_a_rank_that_is_killed_ends_the_stage_which_goes_on_to_the_same_weights(

@@ -118,7 +118,7 @@ def test_dpo_needs_no_reward_model_and_leaves_what_rl_leaves(
     dpo = "dpo: {batch_size: 16, micro_batch_size: 8, log_every: 1}\n"
     saved.write_text(saved.read_text().replace("rl: {", "rl: {algorithm: dpo, ") + dpo)
     events = Events()
-    figures = worker._run(Step("rl"), run_dir, worker._Events(events), judges={})
+    figures = worker._run(Step("rl"), run_dir, worker._Events(events), services={})
     assert figures["test_pairs"] == 12
     assert (run_dir / "models/rl/model.safetensors").exists()
     rows = metrics_rows(run_dir, "rl")
@@ -127,7 +127,7 @@ def test_dpo_needs_no_reward_model_and_leaves_what_rl_leaves(
     # a second iteration goes on from there, with pairs of its own
     shutil.copytree(run_dir / "export/preferences", run_dir / "export/preferences-2")
     shutil.rmtree(run_dir / "models/sl")
-    worker._run(Step("rl", 2), run_dir, worker._Events(events), judges={})
+    worker._run(Step("rl", 2), run_dir, worker._Events(events), services={})
     first, second = (
         load_file(run_dir / f"models/{name}/model.safetensors") for name in ("rl", "rl-2")
     )
@@ -136,7 +136,7 @@ def test_dpo_needs_no_reward_model_and_leaves_what_rl_leaves(
     shutil.copytree(base_model, run_dir / "models/sl")
     (run_dir / "export/preferences/train.parquet").unlink()
     with pytest.raises(RunDirectoryError, match="what the preferences stage makes"):
-        worker._run(Step("rl"), run_dir, worker._Events(events), judges={})
+        worker._run(Step("rl"), run_dir, worker._Events(events), services={})
 
 
 def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finished(
@@ -149,7 +149,7 @@ def test_a_reward_stage_that_ended_early_keeps_the_test_model_that_it_had_finish
     )
 
     def reward(events: Events) -> dict[str, float]:
-        return worker._run(Step("reward"), run_dir, worker._Events(events), judges={})
+        return worker._run(Step("reward"), run_dir, worker._Events(events), services={})
 
     with pytest.raises(KilledError):
         reward(Events(until='"stage": "reward"'))

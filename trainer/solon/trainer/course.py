@@ -108,8 +108,12 @@ def learns_by(config: RunConfig, stage: str) -> tuple[str, WeightSettings]:
 
 def roles(config: RunConfig, stage: Stage) -> frozenset[Role]:
     """The services that the stage calls."""
-    if stage == "rl" and config.rl.reward.judge:
-        return frozenset({"judge"})
+    if stage == "rl":
+        asked: dict[Role, bool] = {
+            "judge": config.rl.reward.judge > 0,
+            "policy": config.rl.is_served,
+        }
+        return frozenset(role for role, is_asked in asked.items() if is_asked)
     if stage == "preferences" and config.preferences.source == "revisions":
         # the responses are there already: nobody has to answer
         return frozenset({"judge"})

@@ -29,6 +29,7 @@ from solon.client import (
 from solon.client.base import ServiceClient
 from solon.client.errors import (
     FailedPrecondition,
+    InvalidArgument,
     NotAuthorized,
     Unavailable,
     UnexpectedStatus,
@@ -66,6 +67,8 @@ class Weights:
     version: str
     path: str
     """Directory in Hugging Face format, as the policy service sees it."""
+    onto: Weights | None = None
+    """Full weights, if ``path`` is an adapter: what it is merged into."""
 
 
 class Policy:
@@ -77,23 +80,43 @@ class Policy:
         self._control = control
         self._timeout = timeout
         self._loading = asyncio.Lock()
+        # adapter's version -> the full weights' that it was merged into
+        self._merged: dict[str, str] = {}
 
     async def generate(
-        self, conversation: Conversation, *, weights: Weights, sampling: Sampling, n: int = 1
+        self,
+        conversation: Conversation,
+        *,
+        weights: Weights,
+        sampling: Sampling,
+        n: int = 1,
+        return_tokens: bool = False,
     ) -> Generated:
         """Answer n times with exactly these weights, which are loaded first if need be.
 
         Raises:
-            ServiceError: The weights cannot be loaded.
+            ServiceError: The weights cannot be loaded, or others have answered.
             SolonError: The call failed.
         """
         for _ in range(_MOST_UPDATES):
             try:
-                return await self._client.generate(
-                    conversation, sampling=sampling, n=n, weight_version=weights.version
+                found = await self._client.generate(
+                    conversation,
+                    sampling=sampling,
+                    n=n,
+                    return_tokens=return_tokens,
+                    weight_version=weights.version,
                 )
             except WeightVersionMismatch:
                 await self.load(weights)
+                continue
+            if found.weight_version != weights.version:
+                raise ServiceError(
+                    f"the policy service at {self._client.address} was asked for weights "
+                    f"{weights.version!r} and answered with {found.weight_version!r}, against its "
+                    "contract; use another version of it"
+                )
+            return found
         raise ServiceError(
             f"the policy service at {self._client.address} did not keep weights "
             f"{weights.version!r} after {_MOST_UPDATES} updates; is another run using it?"
@@ -106,18 +129,26 @@ class Policy:
             ServiceError: It cannot; the text says why.
         """
         async with self._loading:
-            if (await self._control.get_load()).weight_version == weights.version:
+            present = (await self._control.get_load()).weight_version
+            if present == weights.version:
                 return
-            try:
-                await self._control.update_weights(
-                    weights.path, weights.version, timeout=self._timeout
-                )
-            except FailedPrecondition as error:
-                raise ServiceError(
-                    f"the policy service at {self._client.address} could not load "
-                    f"{weights.path!r}: {error}; the service must be able to read that path, and "
-                    "its engine to replace weights"
-                ) from error
+            full = weights.onto
+            # a service that was restarted has neither the adapter nor what it is merged into
+            if full is not None and full.version not in (present, self._merged.get(present)):
+                await self._update(full)
+            await self._update(weights)
+            if full is not None:
+                self._merged[weights.version] = full.version
+
+    async def _update(self, weights: Weights) -> None:
+        try:
+            await self._control.update_weights(weights.path, weights.version, timeout=self._timeout)
+        except (FailedPrecondition, InvalidArgument) as error:
+            raise ServiceError(
+                f"the policy service at {self._client.address} could not load {weights.path!r}: "
+                f"{error}; the service must be able to read that path, and its engine to replace "
+                "weights"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

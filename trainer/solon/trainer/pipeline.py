@@ -215,8 +215,12 @@ class Pipeline:
                         self._reuse.take_answers(key, context.weights)
                     summary = await fleet.guard(_make(step.stage, context))
                 elif fleet is not None and roles(self._config, step.stage):
-                    judges = fleet.addresses("judge")
-                    summary = await fleet.guard(self._train(step, prompts, progress, judges))
+                    services = {
+                        name: address
+                        for role in roles(self._config, step.stage)
+                        for name, address in fleet.addresses(role).items()
+                    }
+                    summary = await fleet.guard(self._train(step, prompts, progress, services))
                 else:
                     summary = await self._train(step, prompts, progress)
         except BaseException:
@@ -231,7 +235,7 @@ class Pipeline:
         step: Step,
         prompts: Mapping[str, PromptSet],
         progress: StageProgress,
-        judges: Mapping[str, str] | None = None,
+        services: Mapping[str, str] | None = None,
     ) -> Summary:
         if step.stage == "rl" and self._config.rl.algorithm != "dpo":
             with self._run.exporting("rl_prompts/train", RL_PROMPTS_EXPORT) as export:
@@ -254,7 +258,7 @@ class Pipeline:
                 self._run.local,
                 on_event=on_event,
                 threads=self._config.services.training_threads,
-                judges=judges,
+                services=services,
                 processes=learns_by(self._config, step.stage)[1].processes,
             )
         version = f"{step.model}-{weights_digest(folder)[:12]}"

@@ -87,6 +87,17 @@ def from_all(value: Item) -> list[Item]:
     return [one for one in found if one is not None]
 
 
+def from_first(value: Item) -> Item:
+    """The value that the first process has, on every process. Called by all of them."""
+    if _number("WORLD_SIZE", 1) == 1:
+        return value
+    import torch  # noqa: PLC0415 - heavy
+
+    found = [value]
+    torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 def divided(items: Sequence[Item], work: Callable[[Sequence[Item]], Tensor]) -> Tensor:
     """``work`` on all items, each process on its share; every process has the whole result.
 

@@ -5,7 +5,7 @@ Knows nothing of how they are started or called; imports no gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from solon.trainer.config import RunConfig
@@ -56,3 +56,18 @@ def roster(config: RunConfig, roles: Collection[Role] = ROLES) -> Iterator[Place
             service=getattr(config.services, role),
             model=getattr(config.models, role),
         )
+
+
+def placed(config: RunConfig, addresses: Mapping[str, str]) -> RunConfig:
+    """With services that run at these addresses, by their names in the roster."""
+    services = config.services
+    for place in roster(config):
+        if place.name not in addresses:
+            continue
+        service = place.service.model_copy(update={"address": addresses[place.name]})
+        if place.judge is None:
+            services = services.model_copy(update={place.role: service})
+        else:
+            panel = services.panel | {place.judge: service}
+            services = services.model_copy(update={"panel": panel})
+    return config.model_copy(update={"services": services})

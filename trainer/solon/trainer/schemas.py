@@ -316,12 +316,13 @@ EPISODES = pa.schema(
     ]
 )
 """A row an episode of RL. ``episode``: its number in the training, from 0; ``batch``: from 1, as in
-metrics.jsonl; its policy had learned from those before. ``seed`` and ``place``: it is the row
-``place`` of what was drawn in that batch by ``seed``. ``scores``: by source; one without a
-weight is only watched. ``score``: their weighted sum, before the penalties. ``logprob`` and
-``reference_logprob``: of the response, in nats, under its policy and under the SL model; ``kl``:
-their difference. ``reward``: what was learned from. ``advantage``: mean over the response's tokens.
-Without a score all figures from ``penalties`` on are null, and nothing was learned from it."""
+metrics.jsonl; its policy had learned from those before, but for the last if ``rl.rollouts.ahead``.
+``seed`` and ``place``: it is the row ``place`` of what was drawn in that batch by ``seed``.
+``scores``: by source; one without a weight is only watched. ``score``: their weighted sum, before
+the penalties. ``logprob`` and ``reference_logprob``: of the response, in nats, under its policy and
+under the SL model; ``kl``: their difference. ``reward``: what was learned from. ``advantage``: mean
+over the response's tokens. Without a score all figures from ``penalties`` on are null, and nothing
+was learned from it."""
 
 PROMPT_SAMPLES = pa.schema(
     [

@@ -286,6 +286,8 @@ class _Planner:
         if how.sharded:
             # for as long as it samples every process has the whole policy
             sampled += frozen
+        if config.is_served:
+            return parts | {"activations": activations}
         # a batch is sampled before it is learned from, so the two never stand side by side
         return parts | {"sampling or activations": max(sampled, activations)}
 
@@ -356,8 +358,10 @@ class _Planner:
             completion_tokens=one.sampled_tokens,
             together=rows,
         )
-        # the reference's, the reward model's and the values' passes over each episode
-        scoring = training_seconds(gpu, parameters=model.parameters, tokens=once, passes=3)
+        # the reference's, the reward model's and the values' passes over each episode; and the
+        # policy's, if it has not sampled it
+        passes = 4 if config.is_served else 3
+        scoring = training_seconds(gpu, parameters=model.parameters, tokens=once, passes=passes)
         learners = 2 if _has_value_trunk(config) else 1
         updates = training_seconds(
             gpu,
@@ -365,7 +369,7 @@ class _Planner:
             tokens=one.tokens,
             passes=learners * _passes(config),
         )
-        return sampling + scoring + updates
+        return (0.0 if config.is_served else sampling) + scoring + updates
 
 
 def _has_value_trunk(config: PPOConfig) -> bool:

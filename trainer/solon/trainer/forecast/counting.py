@@ -62,6 +62,7 @@ def workload(
     if "reward" in stages and "preferences" in prompts:
         trainings.append(counter.reward())
     if "rl" in stages and config.rl.algorithm != "dpo":
+        calls += counter.rl_responses()
         calls += counter.rl_scores()
         trainings.append(counter.rl())
     elif "rl" in stages and "preferences" in prompts:
@@ -308,6 +309,21 @@ class _Counter:
         if reasons:
             return reasoning_prompt(principle, _NOTHING, "", "")
         return comparison_prompt(self._constitution, principle, _NOTHING, "", "")
+
+    def rl_responses(self) -> Iterable[Calls]:
+        """Each episode by the policy service, if it samples."""
+        config, length = self._config.rl, self._lengths["rl"]
+        if not config.is_served:
+            return
+        episodes = config.batches * config.batch_size * len(self._iterations("rl"))
+        yield self._calls(
+            "rl",
+            "policy",
+            calls=episodes,
+            prompt_tokens=episodes * length.mean,
+            max_tokens=config.max_response_tokens,
+            longest=length.longest,
+        )
 
     def rl_scores(self) -> Iterable[Calls]:
         """Direct RLAIF: each episode by each judge and principle with an absolute question."""

@@ -36,7 +36,7 @@ async def run_stage(
     *,
     on_event: OnEvent,
     threads: int | None = None,
-    judges: Mapping[str, str] | None = None,
+    services: Mapping[str, str] | None = None,
     processes: int = 1,
 ) -> None:
     """Run a training stage to its end. It resumes from its checkpoint by itself.
@@ -48,8 +48,8 @@ async def run_stage(
         on_event: Told of every event, in order.
         threads: Compute threads (OMP_NUM_THREADS) of all processes together. None: as this process
             has it, or all cores divided among several.
-        judges: Name -> address of the judges that score responses. None: as configured, if they
-            are needed.
+        services: Name -> address of the services that the stage calls. None: as configured, if
+            there are any.
         processes: How many train side by side.
 
     Raises:
@@ -57,8 +57,8 @@ async def run_stage(
     """
     arguments = ["-m", "solon.trainer.stages.worker", step.stage, "--run", str(run_dir)]
     arguments += ["--iteration", str(step.iteration)]
-    for name, address in (judges or {}).items():
-        arguments += ["--judge", f"{name}={address}"]
+    for name, address in (services or {}).items():
+        arguments += ["--service", f"{name}={address}"]
     log = run_dir / "logs" / f"{step.name}.log"
     with tempfile.TemporaryDirectory(prefix="solon-ranks-") as meeting:
         if processes > 1:

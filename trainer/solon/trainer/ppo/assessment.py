@@ -88,6 +88,7 @@ class Assessor:
         rewards_BR = math.token_rewards(scores_B, kl_BR, samples.mask_BR, in_reward)
         metrics |= self._objective(samples, scores, scores_B, rewards_BR, reference_BR)
         metrics["objective/unscored_share"] = unscored
+        metrics |= self._mismatch(samples)
         rewards_B = rewards_BR.sum(dim=1)
         if value is None:
             in_loss = kl_coefficient if config.has_kl_in_loss else 0.0
@@ -181,6 +182,19 @@ class Assessor:
             metrics[f"objective/{source}_scores"] = self._mean(found_B, ~found_B.isnan())
         metrics["val/num_eos_tokens"] = self.reduce(samples.ended_B.sum().float()).item()
         return metrics
+
+    def _mismatch(self, samples: Samples) -> dict[str, float]:
+        """How far what has sampled is from the policy, in nats a token; empty if it is the same."""
+        if samples.behaviour_BR is None:
+            return {}
+        behaviour_BR, cap = samples.behaviour_BR, self.config.rollouts.importance_cap
+        importance_BR = (samples.logprobs_BR - behaviour_BR).exp()
+        figures = {
+            "mismatch_kl": math.kl_estimate(behaviour_BR, samples.logprobs_BR, "k3"),
+            "sampling/importance_avg": importance_BR.clamp(max=cap),
+            "sampling/capped_share": (importance_BR > cap).float(),
+        }
+        return {name: self._mean(one, samples.mask_BR) for name, one in figures.items()}
 
     def _mean(self, values_B: Tensor, mask_B: Tensor) -> float:
         return math.masked_mean(values_B, mask_B, reduce=self.reduce).item()

@@ -65,6 +65,34 @@ class Guards(Settings):
     many before: when the one rises and the other falls, it is said, >= 2."""
 
 
+class RolloutSettings(Settings):
+    """Who samples the responses, and with which weights."""
+
+    source: Literal["in_process", "policy"] = "in_process"
+    """``in_process``: the trainer, by its own forward pass. ``policy``: the policy service, of any
+    engine that gives log-probabilities and can replace its weights; it is given the new weights
+    before each batch (with ``lora`` the adapter alone), which it has to be able to read from the
+    run's directory. ``rl.temperature`` is 1 then, at which services give log-probabilities."""
+    ahead: Literal[0, 1] = 0
+    """Batches that are sampled ahead, with source ``policy``. 1: the service samples the next batch
+    while the trainer learns from this one, so its weights have learned from one batch less
+    (Noukhovitch et al. 2024, 2410.18252), whatever is faster."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """With source ``policy`` a token's part of the loss is weighed by how much likelier the trainer
+    finds it than the engine that sampled it, up to this factor, >= 1: truncated importance sampling
+    (Espeholt et al. 2018, 1802.01561, section 4.1; for language models Fu et al. 2025, 2505.24298).
+    With ``rloo`` a whole response's part."""
+
+    @model_validator(mode="after")
+    def _only_a_service_is_ahead(self) -> RolloutSettings:
+        if self.ahead and self.source == "in_process":
+            raise ValueError(
+                f"ahead: expected 0 with source in_process, got {self.ahead!r}: the trainer cannot "
+                "sample while it learns; set source to policy, or ahead to 0"
+            )
+        return self
+
+
 class PPOConfig(WeightSettings):
     """Policy optimisation against a reward, with a KL penalty from the SL model."""
 
@@ -82,6 +110,8 @@ class PPOConfig(WeightSettings):
     """What a response is rewarded by."""
     guards: Guards = Guards()
     """What it is not to be rewarded for."""
+    rollouts: RolloutSettings = RolloutSettings()
+    """Where the responses come from."""
     episodes: int = Field(default=20_000, ge=1)
     """Responses to learn from, in all, >= 1; rounded up to whole batches."""
     batch_size: int = Field(default=128, ge=1)
@@ -167,6 +197,22 @@ class PPOConfig(WeightSettings):
         return self
 
     @model_validator(mode="after")
+    def _a_service_samples_what_is_learned(self) -> PPOConfig:
+        if self.rollouts.source == "in_process":
+            return self
+        if self.algorithm == "dpo":
+            raise ValueError(
+                "rollouts.source: expected in_process with algorithm dpo, which samples nothing, "
+                f"got {self.rollouts.source!r}"
+            )
+        if self.temperature != 1:
+            raise ValueError(
+                "temperature: expected 1 with rollouts.source policy, since services give "
+                f"log-probabilities at temperature 1, got {self.temperature!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _snapshots_are_few(self) -> PPOConfig:
         if self.snapshots_every and self.batches // self.snapshots_every > MOST_SNAPSHOTS:
             raise ValueError(
@@ -185,6 +231,11 @@ class PPOConfig(WeightSettings):
     def has_value_network(self) -> bool:
         """Whether a value network learns along."""
         return self.algorithm == "ppo"
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the policy service samples the responses."""
+        return self.algorithm != "dpo" and self.rollouts.source == "policy"
 
     @property
     def has_kl_in_loss(self) -> bool:

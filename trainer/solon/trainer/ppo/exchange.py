@@ -39,6 +39,7 @@ def whole(experience: Experience, accelerator: Accelerator) -> Experience:
             logprobs_BR=gathered(samples.logprobs_BR),
             # not every backend sends booleans
             ended_B=gathered(samples.ended_B.long()).bool(),
+            behaviour_BR=None if samples.behaviour_BR is None else gathered(samples.behaviour_BR),
         ),
         reference_BR=gathered(experience.reference_BR),
         advantages_BR=gathered(experience.advantages_BR),

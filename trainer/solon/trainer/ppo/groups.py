@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from solon.trainer.ppo.math import Metrics, kl_estimate
+from solon.trainer.ppo.math import Metrics, kl_estimate, weighed
 
 _SMALLEST_DEVIATION = 1e-4
 """Added to a group's deviation, as in TRL's GRPOTrainer."""
@@ -60,6 +60,7 @@ def grpo_loss(
     kl_coefficient: float,
     tokens: Tensor,
     episodes: Tensor,
+    importance_N: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate, negated, and lambda k3 beside it (Shao et al. 2024, eq. 3 and 4).
 
@@ -74,6 +75,7 @@ def grpo_loss(
         kl_coefficient: Lambda.
         tokens: Those of the whole minibatch; metrics are averaged over them.
         episodes: Those of the whole minibatch; the loss is averaged over them.
+        importance_N: As in ``math.policy_loss``; weighs the surrogate, not the KL.
 
     Metrics: those of ``math.policy_loss``; ``loss/kl_avg``: the part of the loss that is the KL's.
     """
@@ -82,7 +84,8 @@ def grpo_loss(
     clipped_N = -advantages_N * ratio_N.clamp(1 - clip, 1 + clip)
     kl_N = kl_coefficient * kl_estimate(logprobs_N, reference_logprobs_N, "k3")
     kl_loss = (kl_N * weights_N).sum() / episodes
-    loss = (torch.maximum(plain_N, clipped_N) * weights_N).sum() / episodes + kl_loss
+    worse_N = weighed(torch.maximum(plain_N, clipped_N), importance_N)
+    loss = (worse_N * weights_N).sum() / episodes + kl_loss
     with torch.no_grad():
         metrics = {
             "loss/policy_avg": loss.detach(),
@@ -103,6 +106,7 @@ def rloo_loss(
     clip: float,
     tokens: Tensor,
     episodes: Tensor,
+    importance_b: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate of whole responses, negated: the response is one action.
 
@@ -117,6 +121,7 @@ def rloo_loss(
         clip: Bounds the ratio of a response's probabilities.
         tokens: Those of the whole minibatch.
         episodes: Those of the whole minibatch; the loss is averaged over them.
+        importance_b: Of each episode, where another than the old policy has sampled it.
 
     Metrics: those of ``math.policy_loss``, but ``policy/clipfrac_avg`` and ``val/ratio`` are
     averages over episodes.
@@ -126,7 +131,7 @@ def rloo_loss(
     ratio_b = log_ratio_bR.sum(dim=1).exp()
     plain_b = -advantages_b * ratio_b
     clipped_b = -advantages_b * ratio_b.clamp(1 - clip, 1 + clip)
-    loss = torch.maximum(plain_b, clipped_b).sum() / episodes
+    loss = weighed(torch.maximum(plain_b, clipped_b), importance_b).sum() / episodes
     with torch.no_grad():
         metrics = {
             "loss/policy_avg": loss.detach(),

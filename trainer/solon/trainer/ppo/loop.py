@@ -28,11 +28,17 @@ from solon.trainer.ppo.episodes import Episodes, Outcomes
 from solon.trainer.ppo.exchange import whole
 from solon.trainer.ppo.experience import Experience
 from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
-from solon.trainer.ppo.networks import Policy, ValueNetwork, WithoutAdapter
+from solon.trainer.ppo.networks import (
+    Policy,
+    ValueNetwork,
+    WithoutAdapter,
+    response_logprobs,
+)
 from solon.trainer.ppo.order import prompt_rows
 from solon.trainer.ppo.rewards import WeightedReward
 from solon.trainer.ppo.rollout import sample
-from solon.trainer.ppo.samples import Samples
+from solon.trainer.ppo.samples import Samples, laid_out
+from solon.trainer.ppo.served import Answering, ServedBatches
 from solon.trainer.ppo.update import Learner, update
 from solon.trainer.sharding import gathered, is_sharded, load_parts, save_parts
 
@@ -55,6 +61,7 @@ class PPO:
         pad_id: int,
         seed: int,
         accelerator: Accelerator | None = None,
+        answering: Answering | None = None,
     ) -> None:
         """Put the networks in place.
 
@@ -69,6 +76,7 @@ class PPO:
             pad_id: Fills sequences up; never read.
             seed: In [0, 2**64).
             accelerator: Of this process; the default uses the GPU if there is one.
+            answering: Samples, where the configuration has a service do it.
 
         Raises:
             ValueError: There are no prompts.
@@ -93,6 +101,10 @@ class PPO:
         self._progress = _Progress(kl_coefficient=config.kl_coefficient)
         self._episodes: Episodes | None = None
         self.accelerator.register_for_checkpointing(self._progress)
+        assert (answering is not None) == config.is_served, config.rollouts
+        self._served = None if answering is None else ServedBatches(answering)
+        if self._served is not None:
+            self.accelerator.register_for_checkpointing(self._served)
         checkpoint_what_learns(self.accelerator)
 
     @property
@@ -137,9 +149,12 @@ class PPO:
         """
         torch.manual_seed(self._derived_seed("batch"))
         started = clock()
-        rows = self._prompt_rows()
+        rows = self._prompt_rows()[self._share]
+        synced = self._begin(clock)
         with self.accelerator.autocast():
-            samples = self._sample(rows)
+            samples = self._sample(rows) if self._served is None else self._taken(rows)
+        if self.config.rollouts.ahead:
+            synced += self._begin(clock, ahead=1)
         sampled = clock()
         with self.accelerator.autocast():
             assessed = self._assess(
@@ -156,7 +171,8 @@ class PPO:
         metrics |= self._learn(assessed.experience, metrics["objective/kl"])
         self._advance(metrics)
         timing = {
-            "timing/rollout": sampled - started,
+            "timing/rollout": sampled - started - synced,
+            "timing/weight_sync": synced,
             "timing/score": scored - sampled,
             "timing/update": clock() - scored,
         }
@@ -168,6 +184,8 @@ class PPO:
 
     def save(self, directory: Path) -> None:
         """Write all that the next batch depends on. The directory is made."""
+        if self._served is not None:
+            self._served.settle()
         self.accelerator.save_state(str(directory), safe_serialization=True)
         save_parts(directory, self._sharded())
 
@@ -181,23 +199,60 @@ class PPO:
         pairs = zip(names, self._learner.optimized(), strict=False)
         return {name: pair for name, pair in pairs if is_sharded(pair[0])}
 
-    def _derived_seed(self, purpose: str) -> int:
+    def _derived_seed(self, purpose: str, ahead: int = 0) -> int:
         # torch's generators take 63 bits at most
-        return derive_seed(self.seed, "ppo", purpose, self._progress.batches, 0) >> 1
+        return derive_seed(self.seed, "ppo", purpose, self._progress.batches + ahead, 0) >> 1
 
-    def _prompt_rows(self) -> list[int]:
-        """This process's share of the next episodes' prompts, a prompt's episodes side by side."""
+    def _prompt_rows(self, ahead: int = 0) -> list[int]:
+        """The prompts of a batch's episodes, those of one prompt side by side."""
         each = self.config.responses_per_prompt
         count = self.config.batch_size // each
         rows = prompt_rows(
             total=len(self._prompts),
-            first=self._progress.batches * count,
+            first=(self._progress.batches + ahead) * count,
             count=count,
             seed=self.seed,
         )
-        share = count // self.accelerator.num_processes
-        mine = rows[self.accelerator.process_index * share :][:share]
-        return [row for row in mine for _ in range(each)]
+        return [row for row in rows for _ in range(each)]
+
+    @property
+    def _share(self) -> slice:
+        """This process's episodes among those of a batch; it has all responses to a prompt."""
+        size = self.config.batch_size // self.accelerator.num_processes
+        first = self.accelerator.process_index * size
+        return slice(first, first + size)
+
+    def _begin(self, clock: Clock, ahead: int = 0) -> float:
+        """Have the service begin a batch, if there are both; the seconds until it has."""
+        batch = self._progress.batches + ahead
+        if self._served is None or batch >= self.config.batches:
+            return 0.0
+        started = clock()
+        seed = self._derived_seed("sample", ahead)
+        self._served.begin(batch, self._prompt_rows(ahead), seed)
+        return clock() - started
+
+    def _taken(self, rows: Sequence[int]) -> Samples:
+        """What the service has sampled, and what the policy says of it."""
+        assert self._served is not None
+        responses = self._served.take()[self._share]
+        samples = laid_out(
+            [self._prompts[row] for row in rows],
+            [response.ids for response in responses],
+            [response.logprobs for response in responses],
+            [response.ended for response in responses],
+            pad_id=self._pad_id,
+            device=self.accelerator.device,
+        )
+        logprobs_BR = response_logprobs(
+            self.policy,
+            samples,
+            temperature=self.config.temperature,
+            micro_batch_size=self.config.micro_batch_size,
+        )
+        return dataclasses.replace(
+            samples, logprobs_BR=logprobs_BR, behaviour_BR=samples.logprobs_BR
+        )
 
     def _sample(self, rows: Sequence[int]) -> Samples:
         with gathered(self.policy):
@@ -209,11 +264,11 @@ class PPO:
                 stop_ids=self._stop_ids,
                 pad_id=self._pad_id,
                 generator=torch.Generator().manual_seed(self._derived_seed("sample")),
-                first=self.accelerator.process_index * len(rows),
+                first=self._share.start,
             )
 
     def _noted(self, rows: Sequence[int], samples: Samples, outcomes: Outcomes) -> Episodes:
-        batch, place = self._progress.batches, self.accelerator.process_index * len(rows)
+        batch, place = self._progress.batches, self._share.start
         return Episodes(
             batch=batch + 1,
             first=batch * self.config.batch_size + place,

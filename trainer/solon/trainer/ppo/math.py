@@ -83,9 +83,18 @@ def gae(
 
 
 def policy_loss(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, *, clip: float, count: Tensor
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    *,
+    clip: float,
+    count: Tensor,
+    importance_N: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate, negated (Schulman et al. 2017, eq. 7): a sum over N over ``count``.
+
+    ``importance_N`` weighs each token, where another than the old policy has sampled them
+    (the decoupled objective of Hilton et al. 2021, 2110.00641).
 
     Metrics, each a part of a mean over ``count``: ``loss/policy_avg``, ``policy/approxkl_avg``
     (k3 of the sampling policy against this one), ``policy/clipfrac_avg``, ``val/ratio``.
@@ -94,7 +103,7 @@ def policy_loss(
     ratio_N = log_ratio_N.exp()
     plain_N = -advantages_N * ratio_N
     clipped_N = -advantages_N * ratio_N.clamp(1 - clip, 1 + clip)
-    loss = torch.maximum(plain_N, clipped_N).sum() / count
+    loss = weighed(torch.maximum(plain_N, clipped_N), importance_N).sum() / count
     with torch.no_grad():
         kl_N = kl_estimate(old_logprobs_N, logprobs_N, "k3")
         metrics = {
@@ -104,6 +113,11 @@ def policy_loss(
             "val/ratio": ratio_N.sum() / count,
         }
     return loss, metrics
+
+
+def weighed(losses: Tensor, importance: Tensor | None) -> Tensor:
+    """Losses of what another policy has sampled, each with its importance; else as they are."""
+    return losses if importance is None else losses * importance
 
 
 def value_loss(

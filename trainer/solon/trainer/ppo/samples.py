@@ -11,11 +11,13 @@ Knows nothing of networks, rewards, files or conversations.
 # ruff: noqa: N802 - a tensor's name ends with its shape
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from solon.trainer.ranks import from_all
 
@@ -47,9 +49,11 @@ class Samples:
     response_lengths_B: Tensor
     """Tokens, each >= 1 when it was sampled; 0 takes an episode out of whatever is learned."""
     logprobs_BR: Tensor
-    """Under the sampling policy, at its temperature; 0 on padding."""
+    """Under the policy before it learns from them, at its temperature; 0 on padding."""
     ended_B: Tensor
     """False where the response was cut."""
+    behaviour_BR: Tensor | None = None
+    """Under what sampled them, where that is not the very policy that learns; 0 on padding."""
 
     @property
     def mask_BR(self) -> Tensor:
@@ -91,6 +95,31 @@ class Samples:
 
 def _mask(lengths_B: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
+
+
+def laid_out(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    logprobs: Sequence[Sequence[float]],
+    ended: Sequence[bool],
+    *,
+    pad_id: int,
+    device: torch.device,
+) -> Samples:
+    """Episodes that come as lists: of each its prompt, its response and that one's log-probs."""
+
+    def padded(rows: Sequence[Sequence[float]], kind: torch.dtype, filling: float) -> Tensor:
+        tensors = [torch.tensor(row, dtype=kind) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=filling).to(device)
+
+    ids = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    return Samples(
+        ids_BT=padded(ids, torch.long, pad_id),
+        prompt_lengths_B=torch.tensor([len(one) for one in prompts], device=device),
+        response_lengths_B=torch.tensor([len(one) for one in responses], device=device),
+        logprobs_BR=padded(logprobs, torch.float32, 0.0),
+        ended_B=torch.tensor(ended, device=device),
+    )
 
 
 def micro_batches(lengths_B: Tensor, size: int, *, least: int = 1) -> list[Tensor]:

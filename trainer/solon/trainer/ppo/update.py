@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from solon.trainer.ppo import groups, math
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.experience import Experience, ValueTargets
-from solon.trainer.ppo.samples import TokenBatch, micro_batches_of_all
+from solon.trainer.ppo.samples import Samples, TokenBatch, micro_batches_of_all
 from solon.trainer.sharding import is_sharded
 
 
@@ -68,7 +68,7 @@ def update(
     Returns:
         The metrics of the losses in ``math`` and ``groups``, averaged over the steps;
         ``policy/entropy_avg``; ``mismatch_kl``: how far the log-probabilities of sampling and of
-        training are apart on the same weights, in nats a token.
+        training are apart, in nats a token; not here where a service has sampled.
     """
     steps: list[math.Metrics] = []
     for rows_B in _minibatches(len(experience.samples.ids_BT), config, generator):
@@ -80,7 +80,8 @@ def update(
             break
         _step(learner, config.max_grad_norm)
     averages = {name: torch.stack([m[name] for m in steps]).mean().item() for name in steps[0]}
-    averages["mismatch_kl"] = steps[0]["policy/approxkl_avg"].item()
+    if experience.samples.behaviour_BR is None:
+        averages["mismatch_kl"] = steps[0]["policy/approxkl_avg"].item()
     averages["val/steps"] = float(len(steps))
     return averages
 
@@ -156,7 +157,12 @@ def _policy_loss(
     samples = experience.samples
     old_N = _tokens(samples.logprobs_BR, rows_b, batch)
     advantages_bR = experience.advantages_BR[rows_b]
+    likelier_bR = _likelier(samples, rows_b, batch)
+    cap = config.rollouts.importance_cap
     if config.algorithm == "rloo":
+        importance_b = None
+        if likelier_bR is not None:
+            importance_b = likelier_bR.sum(dim=1).exp().clamp(max=cap)
         return groups.rloo_loss(
             logprobs_N,
             old_N,
@@ -165,7 +171,11 @@ def _policy_loss(
             clip=config.clip,
             tokens=counts.tokens,
             episodes=counts.episodes,
+            importance_b=importance_b,
         )
+    importance_N = None
+    if likelier_bR is not None:
+        importance_N = likelier_bR[batch.mask_bR].exp().clamp(max=cap)
     if config.algorithm == "grpo":
         greatest = torch.full_like(samples.response_lengths_B, config.max_response_tokens)
         lengths_B = samples.response_lengths_B if config.scale_by_group else greatest
@@ -179,10 +189,27 @@ def _policy_loss(
             kl_coefficient=experience.kl_coefficient,
             tokens=counts.tokens,
             episodes=counts.episodes,
+            importance_N=importance_N,
         )
     return math.policy_loss(
-        logprobs_N, old_N, advantages_bR[batch.mask_bR], clip=config.clip, count=counts.tokens
+        logprobs_N,
+        old_N,
+        advantages_bR[batch.mask_bR],
+        clip=config.clip,
+        count=counts.tokens,
+        importance_N=importance_N,
     )
+
+
+def _likelier(samples: Samples, rows_b: Tensor, batch: TokenBatch) -> Tensor | None:
+    """[b, R]: by how many nats a token is likelier than where it was sampled; 0 on padding.
+
+    None if the policy that learns has sampled.
+    """
+    if samples.behaviour_BR is None:
+        return None
+    difference_bR = samples.logprobs_BR[rows_b] - samples.behaviour_BR[rows_b]
+    return torch.where(batch.mask_bR, difference_bR, 0)
 
 
 def _value_loss(

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from solon.trainer.errors import ConfigError
+from solon.trainer.ranks import rank
 from solon.trainer.sharding import whole
 from solon.trainer.training import LoraSettings, WeightSettings
 
@@ -122,6 +123,31 @@ def prepared(
     return attach(model, settings.lora, task=task, key=f"{key}.lora")
 
 
+def write_weights(
+    directory: Path, model: PreTrainedModel | PeftModel, settings: WeightSettings
+) -> None:
+    """Leave a learning model as a service reads it: the adapter alone, where there is one.
+
+    ``model`` is what ``prepared`` gave, and goes on learning. Called by every process; the first
+    one writes. The directory is made.
+    """
+    if isinstance(model, PeftModel):
+        if rank() == 0:
+            _adapter_of(model).save(directory)
+        return
+    found = whole(model, frozen_dtype(settings))
+    if rank() == 0:
+        found.save_pretrained(directory)
+
+
+def _adapter_of(model: PeftModel) -> Adapter:
+    weights = get_peft_model_state_dict(model)
+    return Adapter(
+        config=model.peft_config["default"],
+        weights={name: tensor.cpu().contiguous() for name, tensor in weights.items()},
+    )
+
+
 def finished(
     model: PreTrainedModel | PeftModel, settings: WeightSettings
 ) -> tuple[PreTrainedModel, Adapter | None]:
@@ -131,11 +157,7 @@ def finished(
     this is called by every process, of which the first is given its weights.
     """
     if isinstance(model, PeftModel):
-        weights = get_peft_model_state_dict(model)
-        adapter = Adapter(
-            config=model.peft_config["default"],
-            weights={name: tensor.cpu().contiguous() for name, tensor in weights.items()},
-        )
+        adapter = _adapter_of(model)
         merged: PreTrainedModel = model.merge_and_unload()
     else:
         adapter, merged = None, whole(model, frozen_dtype(settings))

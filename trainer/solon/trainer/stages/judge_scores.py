@@ -28,7 +28,7 @@ from solon.trainer.config import RunConfig
 from solon.trainer.errors import ServiceError
 from solon.trainer.failures import explain
 from solon.trainer.fleet import Fleet, open_fleet
-from solon.trainer.roster import roster
+from solon.trainer.roster import placed
 from solon.trainer.stages import rows
 from solon.trainer.stages.work import shares_of_judges, work_through
 
@@ -203,7 +203,7 @@ def open_judge(
     Raises:
         LaunchError, ServiceError: As ``open_fleet``.
     """
-    here = _at(config, addresses)
+    here = placed(config, addresses)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         opening = open_fleet(here, constitution, {"judge"}, log_dir=log_dir)
@@ -212,21 +212,6 @@ def open_judge(
             yield Judge(fleet, runner, constitution, here)
         finally:
             runner.run(stack.aclose())
-
-
-def _at(config: RunConfig, addresses: Mapping[str, str]) -> RunConfig:
-    """With the judges at these addresses."""
-    services = config.services
-    for place in roster(config, ["judge"]):
-        if place.name not in addresses:
-            continue
-        service = place.service.model_copy(update={"address": addresses[place.name]})
-        if place.judge is None:
-            services = services.model_copy(update={"judge": service})
-        else:
-            panel = services.panel | {place.judge: service}
-            services = services.model_copy(update={"panel": panel})
-    return config.model_copy(update={"services": services})
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
@@ -18,13 +20,15 @@ from peft import PeftModel
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from solon.chat import Conversation
 from solon.constitution import derive_seed
 from solon.trainer.errors import ConfigError
+from solon.trainer.fleet import Weights
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.loop import PPO
 from solon.trainer.ppo.networks import Policy, ValueNetwork, WithoutAdapter
 from solon.trainer.ppo.watch import Watch
-from solon.trainer.ranks import rank
+from solon.trainer.ranks import from_first, rank
 from solon.trainer.sharding import shard
 from solon.trainer.snapshots import snapshot_folder
 from solon.trainer.stages.adapters import (
@@ -33,6 +37,7 @@ from solon.trainer.stages.adapters import (
     frozen_dtype,
     loaded_dtype,
     prepared,
+    write_weights,
 )
 from solon.trainer.stages.episode_log import EpisodeLog
 from solon.trainer.stages.modeling import (
@@ -45,6 +50,7 @@ from solon.trainer.stages.modeling import (
     save_model,
     stop_ids,
 )
+from solon.trainer.stages.policy_answers import PolicyAnswers, Served
 from solon.trainer.stages.rewards import RewardModel, Sources, reward_of
 from solon.trainer.store import Parts
 from solon.trainer.training import Report
@@ -64,6 +70,7 @@ def train_rl(
     seed: int,
     report: Report,
     iteration: int = 1,
+    answers: PolicyAnswers | None = None,
 ) -> dict[str, float]:
     """Train ``base_model`` (the SL model) by RL and publish the result at ``output``.
 
@@ -78,6 +85,7 @@ def train_rl(
         seed: In [0, 2**64); same seed, same model.
         report: Told of every batch.
         iteration: Of the run, which the episodes' ids name.
+        answers: The policy service, where it samples: on the first process.
 
     Returns:
         The last batch's metrics; empty if a checkpoint held all batches.
@@ -93,7 +101,9 @@ def train_rl(
     lm = load_causal_lm(base_model, dtype=loaded_dtype(config))
     torch.manual_seed(derive_seed(seed, "rl-networks") >> 1)
     learner = prepared(lm, config, task="CAUSAL_LM", key="rl")
-    ppo = _build(config, lm, base_model, sources, tokenizer, messages, seed)
+    publish = _publisher(learner, config, checkpoints / "weights", base_model)
+    served = partial(_served, config, answers, publish, messages)
+    ppo = _build(config, lm, base_model, sources, tokenizer, messages, seed, served)
     watch = Watch(config.guards.watch_batches)
     ppo.accelerator.register_for_checkpointing(watch)
     _resume(ppo, checkpoints)
@@ -165,6 +175,7 @@ def _build(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Messages],
     seed: int,
+    served: Callable[[Sequence[Sequence[int]], Sequence[int]], Served | None],
 ) -> PPO:
     stops = stop_ids(lm, tokenizer)
     prompts = ChatEncoder(tokenizer, stops).prompts(messages)
@@ -199,10 +210,56 @@ def _build(
             pad_id=tokenizer.pad_token_id,
             seed=seed,
             accelerator=accelerator,
+            answering=served(prompts, stops),
         )
     except ValueError as error:
         # an architecture or a batch size that does not fit: the sentence says which and why
         raise ConfigError(f"rl: {error}") from error
+
+
+def _served(
+    config: PPOConfig,
+    answers: PolicyAnswers | None,
+    publish: Callable[[int], Weights],
+    messages: Sequence[Messages],
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+) -> Served | None:
+    """What samples, if it is not the trainer; ``prompts`` are the messages' tokens."""
+    if not config.is_served:
+        return None
+    return Served(
+        answers,
+        publish=publish,
+        share=from_first,
+        prompts=[Conversation.from_dicts(prompt) for prompt in messages],
+        prompt_tokens=[len(prompt) for prompt in prompts],
+        each=config.responses_per_prompt,
+        stop_ids=stops,
+    )
+
+
+def _publisher(
+    learner: PreTrainedModel | PeftModel, config: PPOConfig, folder: Path, base_model: str
+) -> Callable[[int], Weights]:
+    """Leaves the policy, before so many updates, where a service can read it.
+
+    Called by every process. The weights have a name of their own in every attempt at the stage, so
+    that a service never takes those of another for them.
+    """
+    attempt = uuid4().hex[:12]
+    full = Weights(version=f"sl-{attempt}", path=str(Path(base_model).resolve()))
+
+    def publish(batch: int) -> Weights:
+        here = folder.resolve() / f"batch-{batch}"
+        if rank() == 0:
+            # those of the batch before have sampled it
+            shutil.rmtree(folder, ignore_errors=True)
+        write_weights(here, learner, config)
+        onto = full if config.lora is not None else None
+        return Weights(version=f"rl-{attempt}-{batch}", path=str(here), onto=onto)
+
+    return publish
 
 
 def _reference(base_model: str, config: PPOConfig) -> Policy:

@@ -40,6 +40,7 @@ from solon.trainer.steps import MOST_ITERATIONS, Step
 
 if TYPE_CHECKING:
     from solon.trainer.stages.judge_scores import Judge
+    from solon.trainer.stages.policy_answers import PolicyAnswers
 
 _SFT_DATA = "export/sft/train.parquet"
 _RL_PROMPTS = "export/rl_prompts/train.parquet"
@@ -56,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--iteration", type=int, default=1, choices=range(1, MOST_ITERATIONS + 1), help="which"
     )
     parser.add_argument(
-        "--judge",
+        "--service",
         action="append",
         default=[],
         metavar="NAME=ADDRESS",
-        help="of a judge that the run has started, by its name among the run's services",
+        help="of a service that the run has started, by its name among the run's services",
     )
     parser.add_argument(
         "--rendezvous", help="where several processes meet (default: as torchrun says)"
@@ -69,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     events = _Events(_take_stdout())
     try:
         step = Step(arguments.stage, arguments.iteration)
-        judges = dict(one.split("=", 1) for one in arguments.judge)
-        metrics = _run(step, arguments.run, events, judges, arguments.rendezvous)
+        services = dict(one.split("=", 1) for one in arguments.service)
+        metrics = _run(step, arguments.run, events, services, arguments.rendezvous)
     except TrainerError as error:
         events.failure(str(error), user_error=isinstance(error, UserError))
         return error.exit_code
@@ -103,7 +104,7 @@ def _run(
     step: Step,
     run: Path,
     events: _Events,
-    judges: Mapping[str, str],
+    services: Mapping[str, str],
     rendezvous: str | None = None,
 ) -> dict[str, float]:
     config = load_run_config(run)
@@ -124,7 +125,7 @@ def _run(
     job = _Job(step=step, config=config, run=run, checkpoints=checkpoints, report=report)
     key, settings = learns_by(config, step.stage)
     with joined(settings.processes, key=key, rendezvous=rendezvous):
-        metrics = _trains(step, config, judges)(job)
+        metrics = _trains(step, config, services)(job)
     if first:
         shutil.rmtree(checkpoints)
     return metrics
@@ -148,10 +149,10 @@ def _pairs(step: Step, split: str) -> str:
     return f"export/{step.of('preferences').name}/{split}.parquet"
 
 
-def _trains(step: Step, config: RunConfig, judges: Mapping[str, str]) -> Train:
+def _trains(step: Step, config: RunConfig, services: Mapping[str, str]) -> Train:
     if step.stage != "rl":
         return _STAGES[step.stage]
-    return _dpo if config.rl.algorithm == "dpo" else partial(_rl, judges=judges)
+    return _dpo if config.rl.algorithm == "dpo" else partial(_rl, services=services)
 
 
 def _quieten_libraries() -> None:
@@ -231,7 +232,7 @@ def _reward(job: _Job) -> dict[str, float]:
     return figures(job.output) | of_test
 
 
-def _rl(job: _Job, judges: Mapping[str, str] | None = None) -> dict[str, float]:
+def _rl(job: _Job, services: Mapping[str, str] | None = None) -> dict[str, float]:
     with _heavy_import():
         from solon.trainer.schemas import EPISODES  # noqa: PLC0415
         from solon.trainer.stages.rewards import Sources  # noqa: PLC0415
@@ -240,7 +241,10 @@ def _rl(job: _Job, judges: Mapping[str, str] | None = None) -> dict[str, float]:
 
     config = job.config
     reward = job.run / "models" / job.step.of("reward").model
-    with _judge(config, job.run, judges or {}, job.report) as connected:
+    with (
+        _judge(config, job.run, services or {}, job.report) as connected,
+        _policy(config, job.run, services or {}) as answers,
+    ):
         return train_rl(
             config.rl,
             base_model=str(job.run / _SL),
@@ -257,6 +261,7 @@ def _rl(job: _Job, judges: Mapping[str, str] | None = None) -> dict[str, float]:
             seed=job.seed,
             report=job.report,
             iteration=job.step.iteration,
+            answers=answers,
         )
 
 
@@ -296,6 +301,23 @@ def _judge(
         finally:
             for line in judge.told():
                 report.message(f"rl: {line}")
+
+
+@contextmanager
+def _policy(
+    config: RunConfig, run: Path, addresses: Mapping[str, str]
+) -> Iterator[PolicyAnswers | None]:
+    """The policy service, if it samples; it is the first process that asks it."""
+    if not config.rl.is_served or rank() > 0:
+        yield None
+        return
+    from solon.trainer.session import saved_constitution  # noqa: PLC0415 - as below
+    from solon.trainer.stages.policy_answers import open_policy  # noqa: PLC0415 - imports gRPC
+    from solon.trainer.store import RunDirectory  # noqa: PLC0415 - as above
+
+    constitution = saved_constitution(RunDirectory(str(run)))
+    with open_policy(config, constitution, addresses=addresses, log_dir=run / "logs") as answers:
+        yield answers
 
 
 class _Events:
