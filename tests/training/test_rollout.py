@@ -24,6 +24,7 @@ from solon.trainer.ppo.networks import (
 )
 from solon.trainer.ppo.rollout import sample
 from solon.trainer.ppo.samples import Samples, micro_batches
+from solon.trainer.stages.scoring import RewardModelScorer, RewardStatistics, SharedTrunkScorer
 
 PROMPTS = [[2, 7, 9, 3], [2, 5, 3], [2, 8, 8, 12, 20, 3], [2, 6, 3], [2, 11, 4, 3]] * 4
 MakeLm = Callable[..., PreTrainedModel]
@@ -215,6 +216,26 @@ def test_values_start_as_the_normalised_score_of_the_unfinished_response(
             rtol=1e-4,
         )
         assert not values[row, end - start :].any()
+
+
+def test_a_reward_model_that_values_stand_on_reads_each_episode_once(make_lm: MakeLm) -> None:
+    config = make_lm().config
+    config.num_labels = 1
+    torch.manual_seed(2)
+    reward = AutoModelForSequenceClassification.from_config(config).eval()
+    samples = take(make_lm())
+    statistics = RewardStatistics(mean=0.3, std=2.0, responses=2)
+    alone = RewardModelScorer(reward, statistics, micro_batch_size=4)([], samples)
+    shared = SharedTrunkScorer(reward, statistics, micro_batch_size=4)
+    values = ValueNetwork(reward, mean=0.3, std=2.0, train_trunk=False, known=shared.features)
+    expected = response_values(values, samples, micro_batch_size=4)
+    torch.testing.assert_close(shared([], samples), alone, atol=1e-6, rtol=1e-5)
+    read: list[int] = []
+    reward.model.register_forward_hook(lambda *_: read.append(1))
+    torch.testing.assert_close(response_values(values, samples, micro_batch_size=3), expected)
+    assert not read
+    response_values(values, take(make_lm(), max_tokens=3), micro_batch_size=4)
+    assert read, "of others it knows nothing"
 
 
 def test_a_model_that_gives_no_numbers_is_not_sampled_from(make_lm: MakeLm) -> None:

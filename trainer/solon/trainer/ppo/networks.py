@@ -8,6 +8,7 @@ Knows nothing of how episodes are sampled, of rewards, advantages, optimisers or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from solon.trainer.ppo.logprobs import token_logprobs
 from solon.trainer.ppo.memory import without_adapters
-from solon.trainer.ppo.samples import Samples, TokenBatch, micro_batches_of_all
+from solon.trainer.ppo.samples import RowsOfTokens, Samples, TokenBatch, micro_batches_of_all
 
 
 class Policy(nn.Module):
@@ -93,12 +94,19 @@ class ValueNetwork(nn.Module):
     """
 
     def __init__(
-        self, reward_model: PreTrainedModel, *, mean: float, std: float, train_trunk: bool
+        self,
+        reward_model: PreTrainedModel,
+        *,
+        mean: float,
+        std: float,
+        train_trunk: bool,
+        known: Callable[[Samples], Tensor | None] = lambda _: None,
     ) -> None:
         """Take over ``reward_model``, so that values start as (score - ``mean``) / ``std``.
 
         ``train_trunk`` false freezes all but the head, which is given a hidden layer instead; what
-        the trunk says of an episode is then computed once and not in every epoch.
+        the trunk says of an episode is then computed once and not in every epoch. ``known`` gives
+        that, [B, R, H], of episodes of which somebody has computed it.
 
         Raises:
             ValueError: It has no linear ``score`` head with one output.
@@ -110,7 +118,7 @@ class ValueNetwork(nn.Module):
                 "expected a reward model with a linear 'score' head of one output, got "
                 f"{type(reward_model).__name__!r} with {score!r}"
             )
-        self.trains_trunk = train_trunk
+        self.trains_trunk, self.known = train_trunk, known
         self.trunk = cast("PreTrainedModel", reward_model.base_model)
         self.trunk.requires_grad_(train_trunk)
         head = _ValueHead(score.in_features, hidden_layer=not train_trunk)
@@ -160,11 +168,11 @@ def response_logprobs(
     policy: Policy | WithoutAdapter, samples: Samples, *, temperature: float, micro_batch_size: int
 ) -> Tensor:
     """[B, R]: what ``policy`` gives to the tokens of ``samples``; 0 on padding."""
-    out_BR = torch.zeros_like(samples.logprobs_BR)
+    found = RowsOfTokens(samples)
     for rows_b in micro_batches_of_all(samples.lengths_B, micro_batch_size):
         batch = samples.batch(rows_b)
-        _put(out_BR, rows_b, batch, policy(batch, temperature)[0])
-    return out_BR
+        found.put(rows_b, batch, policy(batch, temperature)[0])
+    return found.values
 
 
 @torch.no_grad()
@@ -176,20 +184,17 @@ def response_values(
     Returns:
         Values [B, R]; and the features [B, R, H] behind them if the network's trunk is frozen.
     """
-    values_BR, features_BRH = torch.zeros_like(samples.logprobs_BR), None
+    values, features = RowsOfTokens(samples), RowsOfTokens(samples)
+    known_BRH = network.known(samples)
     for rows_b in micro_batches_of_all(samples.lengths_B, micro_batch_size):
         batch = samples.batch(rows_b)
-        features_NH = network.features(batch)
-        _put(values_BR, rows_b, batch, network(batch, features_NH))
-        if not network.trains_trunk:
-            if features_BRH is None:
-                features_BRH = features_NH.new_zeros(*values_BR.shape, features_NH.shape[1])
-            _put(features_BRH, rows_b, batch, features_NH)
-    return values_BR, features_BRH
-
-
-def _put(out_BR: Tensor, rows_b: Tensor, batch: TokenBatch, values_N: Tensor) -> None:
-    """Lay values of real tokens out, by row; both may have further dimensions."""
-    block_bR = out_BR.new_zeros(*batch.mask_bR.shape, *values_N.shape[1:])
-    block_bR[batch.mask_bR] = values_N.to(out_BR.dtype)
-    out_BR[rows_b] = block_bR
+        if known_BRH is None:
+            features_NH = network.features(batch)
+        else:
+            features_NH = known_BRH[rows_b][batch.mask_bR]
+        values.put(rows_b, batch, network(batch, features_NH))
+        if known_BRH is None and not network.trains_trunk:
+            features.put(rows_b, batch, features_NH)
+    if network.trains_trunk:
+        return values.values, None
+    return values.values, features.values if known_BRH is None else known_BRH

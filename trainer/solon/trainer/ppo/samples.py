@@ -97,6 +97,31 @@ def _mask(lengths_B: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
+class RowsOfTokens:
+    """What is found of each response token, micro-batch by micro-batch, laid out by episode."""
+
+    def __init__(self, samples: Samples) -> None:
+        """Nothing is found yet."""
+        self._shape = samples.logprobs_BR.shape
+        self._device = samples.logprobs_BR.device
+        self._values: Tensor | None = None
+
+    def put(self, rows_b: Tensor, batch: TokenBatch, values_N: Tensor) -> None:
+        """Of the tokens of some episodes; they may have further dimensions."""
+        block_bR = values_N.new_zeros(*batch.mask_bR.shape, *values_N.shape[1:])
+        block_bR[batch.mask_bR] = values_N
+        if self._values is None:
+            self._values = values_N.new_zeros(*self._shape, *values_N.shape[1:])
+        self._values[rows_b] = block_bR
+
+    @property
+    def values(self) -> Tensor:
+        """[B, R, ...]; 0 on padding."""
+        if self._values is None:
+            return torch.zeros(self._shape, device=self._device)
+        return self._values
+
+
 def laid_out(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],

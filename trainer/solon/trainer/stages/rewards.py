@@ -28,6 +28,7 @@ from solon.trainer.stages.modeling import (
 from solon.trainer.stages.scoring import (
     RewardModelScorer,
     RewardStatistics,
+    SharedTrunkScorer,
     TextRewardScorer,
     response_texts,
 )
@@ -82,10 +83,15 @@ class RewardModel:
         prompts: Sequence[Messages],
         *,
         micro_batch_size: int,
+        has_values: bool = False,
     ) -> RewardFunction:
-        """It as a reward function of a policy with that tokenizer; ``prompts`` are all of RL's."""
+        """It as a reward function of a policy with that tokenizer; ``prompts`` are all of RL's.
+
+        ``has_values``: the value network stands on it, if it can.
+        """
         if self.reads(tokenizer):
-            return RewardModelScorer(self.model, self.statistics, micro_batch_size=micro_batch_size)
+            scorer = SharedTrunkScorer if has_values else RewardModelScorer
+            return scorer(self.model, self.statistics, micro_batch_size=micro_batch_size)
         return TextRewardScorer(
             self.model,
             self.statistics,
@@ -136,7 +142,12 @@ def reward_of(
     weights: dict[str, float] = {}
     size = config.micro_batch_size
     if model is not None:
-        functions["model"] = model.scorer(tokenizer, prompts, micro_batch_size=size)
+        functions["model"] = model.scorer(
+            tokenizer,
+            prompts,
+            micro_batch_size=size,
+            has_values=config.has_value_network and config.value_network == "head",
+        )
         weights["model"] = config.reward.model
     if sources.judge is not None:
         functions["judge"] = JudgeScorer(sources.judge, tokenizer, prompts)

@@ -27,6 +27,7 @@ from solon.trainer.fleet import Weights
 from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.loop import PPO
 from solon.trainer.ppo.networks import Policy, ValueNetwork, WithoutAdapter
+from solon.trainer.ppo.rewards import WeightedReward
 from solon.trainer.ppo.watch import Watch
 from solon.trainer.ranks import from_first, rank
 from solon.trainer.sharding import shard
@@ -52,6 +53,7 @@ from solon.trainer.stages.modeling import (
 )
 from solon.trainer.stages.policy_answers import PolicyAnswers, Served
 from solon.trainer.stages.rewards import RewardModel, Sources, reward_of
+from solon.trainer.stages.scoring import SharedTrunkScorer
 from solon.trainer.store import Parts
 from solon.trainer.training import Report
 
@@ -195,16 +197,17 @@ def _build(
         device = torch.device(sources.reward_device or accelerator.device)
         model = _reward_model(config, sources.reward_model, device)
         test_model = _reward_model(config, sources.test_model, device)
+        reward = reward_of(config, sources, model, test_model, tokenizer, messages)
         value = None
         if config.has_value_network:
-            value = _value_network(config, base_model, tokenizer, model)
+            value = _value_network(config, base_model, tokenizer, model, reward)
         reference = WithoutAdapter(policy) if config.lora else _reference(base_model, config)
         return PPO(
             config,
             policy=policy,
             reference=reference,
             value=value,
-            reward=reward_of(config, sources, model, test_model, tokenizer, messages),
+            reward=reward,
             prompts=prompts,
             stop_ids=stops,
             pad_id=tokenizer.pad_token_id,
@@ -298,6 +301,7 @@ def _value_network(
     base_model: str,
     tokenizer: PreTrainedTokenizerBase,
     reward_model: RewardModel | None,
+    reward: WeightedReward,
 ) -> ValueNetwork:
     """It needs the policy's tokens: it starts as a reward model that has them, else as the SL.
 
@@ -315,7 +319,9 @@ def _value_network(
             mean, std = reward_model.statistics.mean, reward_model.statistics.std
     if full and config.lora is None:
         start = start.float()
-    value = ValueNetwork(start, mean=mean, std=std, train_trunk=full)
+    scorer = reward.functions.get("model")
+    shared = {"known": scorer.features} if isinstance(scorer, SharedTrunkScorer) else {}
+    value = ValueNetwork(start, mean=mean, std=std, train_trunk=full, **shared)
     if full and config.lora is not None:
         attach(value.trunk, config.lora, task=None, key="rl.lora")
     if full and config.gradient_checkpointing:

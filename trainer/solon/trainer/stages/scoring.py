@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from solon.trainer.errors import RunDirectoryError
-from solon.trainer.ppo.samples import Samples, micro_batches
+from solon.trainer.ppo.samples import RowsOfTokens, Samples, micro_batches
 from solon.trainer.stages.modeling import ChatEncoder, Messages
 
 
@@ -113,9 +113,48 @@ class RewardModelScorer:
 
     def _scored(self, ids: Sequence[Sequence[int]]) -> Tensor:
         scores_B = score_sequences(self._model, ids, micro_batch_size=self._micro_batch_size)
+        return self._normalised(scores_B)
+
+    def _normalised(self, scores_B: Tensor) -> Tensor:
         if self._statistics is None:
             return scores_B
         return (scores_B - self._statistics.mean) / self._statistics.std
+
+
+class SharedTrunkScorer(RewardModelScorer):
+    """A reward model on whose trunk the value network stands: one pass serves both."""
+
+    def __init__(
+        self, model: PreTrainedModel, statistics: RewardStatistics | None, *, micro_batch_size: int
+    ) -> None:
+        """As ``RewardModelScorer``."""
+        super().__init__(model, statistics, micro_batch_size=micro_batch_size)
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, prompt_rows: Sequence[int], samples: Samples) -> Tensor:
+        """One score an episode, [B]."""
+        scores_B = torch.zeros(len(samples.ids_BT), device=self._model.device)
+        features = RowsOfTokens(samples)
+        for rows_b in micro_batches(samples.lengths_B, self._micro_batch_size):
+            batch = samples.batch(rows_b)
+            found = self._model.base_model(input_ids=batch.ids_bT, use_cache=False)
+            hidden_bTH = found.last_hidden_state
+            last_b = samples.lengths_B[rows_b] - 1
+            last_bH = hidden_bTH[torch.arange(len(rows_b), device=last_b.device), last_b]
+            scores_B[rows_b] = self._model.get_submodule("score")(last_bH).squeeze(-1).float()
+            features.put(rows_b, batch, hidden_bTH[batch.row_N, batch.column_N].float())
+        self._last = (samples.ids_BT, features.values)
+        return self._normalised(scores_B)
+
+    def features(self, samples: Samples) -> Tensor | None:
+        """What the trunk said before each token of the episodes scored last, [B, R, H].
+
+        None of any others.
+        """
+        if self._last is None or self._last[0] is not samples.ids_BT:
+            return None
+        return self._last[1]
 
 
 class TextRewardScorer(RewardModelScorer):
