@@ -1,11 +1,12 @@
 """Our PPO against TRL 1.11's, the last one TRL had: same model, reward model and settings.
 
-    python tests/benchmarks/ppo_against_trl.py [--json FILE] [--environment VENV]
+    python -m tests.benchmarks.ppo_against_trl [--json FILE] [--environment VENV]
 
-By hand, for it makes a virtual environment for TRL (or takes the one given), and takes minutes. By
-default it builds both models from the sandbox: an SL model that refuses half of what is harmful,
-and a reward model that likes reasons there and help elsewhere. ``--model``, ``--reward`` and
-``--prompts`` take any others, such as a finished run's.
+Twice ours: with a value network that learns whole, as TRL's does, and with ``rl.value_network:
+head``. By hand, for it makes a virtual environment for TRL (or takes the one given), and takes
+minutes. By default it builds both models from the sandbox: an SL model that refuses half of what is
+harmful, and a reward model that likes reasons there and help elsewhere. ``--model``, ``--reward``
+and ``--prompts`` take any others, such as a finished run's.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ import tempfile
 import time
 import venv
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.rows import Row, write
+
 PEER_REQUIREMENTS = ("trl==1.11.*", "torch==2.13.0", "transformers>=5.16.1,<5.20", "rich", "pandas")
 PEER_SCRIPT = Path(__file__).with_name("ppo_trl_side.py")
+PEER = "TRL 1.11"
+HEAD = {"value_network": "head", "value_learning_rate": 1e-3}
+"""A head that stands on a frozen trunk learns faster, since nothing else can."""
 SMOOTHED = 4
 """Batches over which a curve is averaged before it is compared."""
 
@@ -39,23 +49,26 @@ def main() -> None:
         work = arguments.work or Path(made)
         settings = inputs(arguments, work)
         peer = arguments.environment or make_environment(work / "environment")
+        ours = [sys.executable, "-m", "tests.benchmarks.ppo_against_trl", "--side"]
         sides = {
-            "ours": [sys.executable, __file__, "--side"],
-            "TRL 1.11": [str(peer / "bin" / "python"), str(PEER_SCRIPT)],
+            "ours": (ours, {}),
+            "ours, value head": (ours, HEAD),
+            PEER: ([str(peer / "bin" / "python"), str(PEER_SCRIPT)], {}),
         }
         runs = {
-            name: [run(command, settings, seed, work) for seed in range(arguments.seeds)]
-            for name, command in sides.items()
+            name: [
+                run(command, settings | changes | {"name": name}, seed, work)
+                for seed in range(arguments.seeds)
+            ]
+            for name, (command, changes) in sides.items()
         }
-    rows = table(runs)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write(arguments.json, table(runs))
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write rows of name, ours, peer, ratio, unit")
+    parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--environment", type=Path, help="a virtual environment with TRL 1.11")
     parser.add_argument("--work", type=Path, help="keep models and results here")
     parser.add_argument("--model", type=Path, help="the SL model")
@@ -88,6 +101,8 @@ def inputs(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         "minibatches": 4,
         "epochs": arguments.epochs,
         "learning_rate": arguments.learning_rate,
+        "value_learning_rate": arguments.learning_rate,
+        "value_network": "full",
         "kl_coefficient": arguments.kl,
         "max_response_tokens": 48,
         "threads": arguments.threads,
@@ -172,7 +187,7 @@ def run(
     command: Sequence[str], settings: Mapping[str, Any], seed: int, work: Path
 ) -> dict[str, Any]:
     """One side, in a process of its own: ``rows`` (episode, scores, kl, seconds), ``peak_mib``."""
-    name = f"{Path(command[1]).stem}-{seed}"
+    name = f"{settings['name'].replace(' ', '-')}-{seed}"
     result = work / f"{name}-result.json"
     given = dict(settings) | {"seed": seed, "result": str(result), "output": str(work / name)}
     file = work / f"{name}-settings.json"
@@ -221,9 +236,9 @@ def run_ours(settings: Mapping[str, Any]) -> None:
     from solon.trainer.store import RunDirectory
 
     same = ("episodes", "batch_size", "minibatches", "epochs", "learning_rate", "kl_coefficient")
+    own = ("max_response_tokens", "value_network", "value_learning_rate")
     config = PPOConfig(
-        **{name: settings[name] for name in (*same, "max_response_tokens")},
-        value_learning_rate=settings["learning_rate"],
+        **{name: settings[name] for name in (*same, *own)},
         normalise_reward=False,
         checkpoint_every=10**6,
     )
@@ -254,9 +269,9 @@ def smooth(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
     ]
 
 
-def episodes_to(rows: Sequence[Mapping[str, float]], score: float) -> float | None:
-    """Episodes after which the smoothed curve first reaches ``score``."""
-    return next((episode for episode, mean in smooth(rows) if mean >= score), None)
+def episodes_to(rows: Sequence[Mapping[str, float]], score: float) -> float:
+    """Episodes after which the smoothed curve first reaches ``score``; infinite if never."""
+    return next((episode for episode, mean in smooth(rows) if mean >= score), inf)
 
 
 def episodes_a_second(run: Mapping[str, Any]) -> float:
@@ -265,54 +280,63 @@ def episodes_a_second(run: Mapping[str, Any]) -> float:
     return float(last["episode"] / last["seconds"])
 
 
-def print_curves(ours: Sequence[Mapping[str, Any]], peer: Sequence[Mapping[str, Any]]) -> None:
+def print_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Score and KL after each batch, side by side."""
-    print("Mean over seeds:\n episodes  ours: score      kl   TRL: score      kl")
-    for batch, row in enumerate(ours[0]["rows"]):
+    print("Mean over seeds: score and KL of " + "; ".join(runs))
+    first, *_ = runs.values()
+    for batch, row in enumerate(first[0]["rows"]):
         means = [
             sum(run["rows"][batch][name] for run in side) / len(side)
-            for side in (ours, peer)
+            for side in runs.values()
             for name in ("scores", "kl")
         ]
-        print("{:9.0f} {:12.3f} {:7.2f} {:12.3f} {:7.2f}".format(row["episode"], *means))
+        print(f"{row['episode']:9.0f} " + " ".join(f"{mean:8.3f}" for mean in means))
 
 
-def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     """Print the curves and the comparison; its rows."""
-    ours, peer = runs["ours"], runs["TRL 1.11"]
-    print_curves(ours, peer)
-    rows = [row for seed in range(len(ours)) for row in thresholds(ours, peer, seed)]
-    speed = [sum(episodes_a_second(r) for r in side) / len(side) for side in (ours, peer)]
-    memory = [max(r["peak_mib"] for r in side) for side in (ours, peer)]
-    rows.append({"name": "episodes per second", "ours": speed[0], "peer": speed[1], "unit": "1/s"})
-    rows.append({"name": "peak memory", "ours": memory[0], "peer": memory[1], "unit": "MiB"})
-    print(f"\n{'':44} {'ours':>10} {'TRL 1.11':>10} {'ratio':>7}")
+    print_curves(runs)
+    rows = [row for name in runs if name != PEER for row in compared(name, runs[name], runs[PEER])]
+    shown = Table(title="PPO on the sandbox's model")
+    for heading in ("", "ours", PEER, "ratio", "unit"):
+        shown.add_column(heading, justify="left" if not heading else "right")
     for row in rows:
-        row["ratio"] = row["ours"] / row["peer"] if row["ours"] else None
-        shown = "never" if row["ours"] is None else f"{row['ours']:.1f}"
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        print(f"{row['name']:44} {shown:>10} {row['peer']:10.1f} {ratio:>7}  {row['unit']}")
+        shown.add_row(row.name, f"{row.ours:.1f}", f"{row.peer:.1f}", f"{row.ratio:.2f}", row.unit)
+    Console().print(shown)
     return rows
+
+
+def compared(
+    name: str, ours: Sequence[Mapping[str, Any]], peer: Sequence[Mapping[str, Any]]
+) -> list[Row]:
+    """The rows of one of ours. A score that it never reaches took infinitely many episodes."""
+    figures = [figure for seed in range(len(ours)) for figure in thresholds(ours, peer, seed)]
+    speed = [sum(episodes_a_second(run) for run in side) / len(side) for side in (ours, peer)]
+    memory = [max(run["peak_mib"] for run in side) for side in (ours, peer)]
+    figures.append(("episodes per second", speed[0], speed[1], "1/s"))
+    figures.append(("peak memory", memory[0], memory[1], "MiB"))
+    return [
+        Row(
+            name=f"PPO, {name}: {what}", ours=one, peer=other, floor=None, ratio=one / other,
+            unit=unit,
+        )
+        for what, one, other, unit in figures
+    ]  # fmt: skip
 
 
 def thresholds(
     ours: Sequence[Mapping[str, Any]], peer: Sequence[Mapping[str, Any]], seed: int
-) -> list[dict[str, Any]]:
+) -> list[tuple[str, float, float, str]]:
     """Episodes to half, four fifths and all of what TRL gains in its whole run."""
     curve = smooth(peer[seed]["rows"])
     first, best = curve[0][1], max(score for _, score in curve)
-    rows = []
+    found = []
     for share in (0.5, 0.8, 1.0):
         goal = first + share * (best - first)
-        rows.append(
-            {
-                "name": f"episodes to {share:.0%} of TRL's gain, seed {seed} ({goal:.2f})",
-                "ours": episodes_to(ours[seed]["rows"], goal),
-                "peer": episodes_to(peer[seed]["rows"], goal),
-                "unit": "episodes",
-            }
-        )
-    return rows
+        name = f"episodes to {share:.0%} of its gain, seed {seed} ({goal:.2f})"
+        one, other = (episodes_to(side[seed]["rows"], goal) for side in (ours, peer))
+        found.append((name, one, other, "episodes"))
+    return found
 
 
 if __name__ == "__main__":
