@@ -7,7 +7,7 @@ use one type for a conversation. Knows nothing of tokens, templates, gRPC or mod
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 Role = Literal["system", "user", "assistant"]
@@ -43,6 +43,9 @@ class Conversation:
     """
 
     messages: tuple[Message, ...]
+    shared: int = field(default=0, compare=False, repr=False)
+    """How many of the first messages other conversations begin with, too: what an engine may keep
+    from one to the next. Says nothing about what was said."""
 
     def __post_init__(self) -> None:
         """Check the order of the turns.
@@ -94,4 +97,4 @@ class Conversation:
 
     def then(self, *messages: Message) -> Conversation:
         """This conversation with further turns appended."""
-        return Conversation(self.messages + messages)
+        return Conversation(self.messages + messages, self.shared)

@@ -1,23 +1,23 @@
-"""How fast the transformers engine generates, against transformers' own ``generate``.
+"""How fast a policy service generates, against transformers' own ``generate``.
 
-Run by hand::
+Run by hand, from the project's root::
 
-    python tests/benchmarks/generation.py --threads 1 --json generation.json
+    python -m tests.benchmarks.generation --threads 1 --json generation.json
 
-512 prompts by 64 concurrent callers through the engine, in process; the peers are one ``generate``
-call a prompt (the naive recipe) and ``generate`` in batches, which it also gets sorted by length.
-Prompts are the sandbox's: half of them requests, half of them critique prompts about a response.
-All sample at temperature 1 with the same most tokens.
+512 prompts by 64 concurrent callers through gRPC, from a real process; the peers are one
+``generate`` call a prompt (the naive recipe) and ``generate`` in batches, which it also gets sorted
+by length. Prompts are the sandbox's: half of them requests, half of them critique prompts about a
+response. All sample at temperature 1 with the same most tokens. Floor: the same prompts in one
+batch of the engine, in process, all of them there from the start.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,16 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from solon.chat import Conversation
+from solon.client import PolicyClient
+from solon.client import Sampling as ClientSampling
 from solon.constitution import load, resolve
 from solon.constitution.prompts import critique_prompt
-from solon.engine import Engine, EngineOptions, create
+from solon.engine import EngineOptions, create
 from solon.engine.base import Sampling
 from solon.sandbox import model_path
 from solon.sandbox.asking import prompts as sandbox_prompts
+from tests.benchmarks.processes import engine_flags, now, serving
+from tests.benchmarks.rows import Row, write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,6 @@ class Measured:
         return self.prompts / self.seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A comparison, as all benchmarks write it."""
-
-    name: str
-    ours: float
-    peer: float
-    floor: float | None
-    ratio: float
-    unit: str
-
-
 def make_prompts(count: int) -> list[Conversation]:
     """Half of them requests, half of them critique prompts; the same every time."""
     constitution = load(resolve("sandbox"))
@@ -79,25 +71,51 @@ def make_prompts(count: int) -> list[Conversation]:
     return made
 
 
-async def run_engine(
-    options: EngineOptions, prompts: Sequence[Conversation], args: argparse.Namespace
-) -> Measured:
+async def run_service(prompts: Sequence[Conversation], args: argparse.Namespace) -> Measured:
     """``callers`` callers share the prompts; each waits for an answer before it asks again."""
-    engine = create("transformers", options)
-    await engine.start()
-    try:
-        await _answers(engine, prompts[: args.callers], args)
-        started = args.now()
-        tokens = await _answers(engine, prompts, args)
-        seconds = args.now() - started
-    finally:
-        await engine.close()
-    name = f"engine, {args.callers} callers"
+    flags = engine_flags(args.engine, args.model, args.threads, args.engine_option)
+    async with (
+        serving("policy", *flags, f"--max-batch={args.max_batch}", python=args.python) as server,
+        PolicyClient(server.address, timeout=600) as client,
+    ):
+
+        async def ask(seed: int, conversation: Conversation) -> int:
+            sampling = ClientSampling(max_tokens=args.max_tokens, seed=seed)
+            reply = await client.generate(conversation, sampling=sampling)
+            return reply.usage.completion_tokens
+
+        await _answers(ask, prompts[: args.callers], args.callers)
+        started = now(args.clock, server.cpu)
+        tokens = await _answers(ask, prompts, args.callers)
+        seconds = now(args.clock, server.cpu) - started
+    name = f"solon-policy, {args.engine} engine, {args.callers} callers"
     return Measured(name=name, seconds=seconds, prompts=len(prompts), tokens=tokens)
 
 
+async def run_engine(prompts: Sequence[Conversation], args: argparse.Namespace) -> Measured:
+    """The engine alone, with everything asked at once."""
+    options = EngineOptions(model=args.model, threads=args.threads, max_batch=args.max_batch)
+    engine = create("transformers", options)
+    await engine.start()
+
+    async def ask(seed: int, conversation: Conversation) -> int:
+        sampling = Sampling(max_tokens=args.max_tokens, seed=seed)
+        return len((await engine.generate(conversation, sampling)).tokens)
+
+    try:
+        await _answers(ask, prompts[: args.max_batch], len(prompts))
+        started = now(args.clock)
+        tokens = await _answers(ask, prompts, len(prompts))
+        seconds = now(args.clock) - started
+    finally:
+        await engine.close()
+    return Measured(name="engine, in process", seconds=seconds, prompts=len(prompts), tokens=tokens)
+
+
 async def _answers(
-    engine: Engine, prompts: Sequence[Conversation], args: argparse.Namespace
+    ask: Callable[[int, Conversation], Awaitable[int]],
+    prompts: Sequence[Conversation],
+    callers: int,
 ) -> int:
     waiting = list(enumerate(prompts))[::-1]
     made = 0
@@ -105,12 +123,10 @@ async def _answers(
     async def caller() -> None:
         nonlocal made
         while waiting:
-            seed, conversation = waiting.pop()
-            sampling = Sampling(max_tokens=args.max_tokens, seed=seed)
-            generation = await engine.generate(conversation, sampling)
-            made += len(generation.tokens)
+            tokens = await ask(*waiting.pop())
+            made += tokens
 
-    await asyncio.gather(*(caller() for _ in range(args.callers)))
+    await asyncio.gather(*(caller() for _ in range(callers)))
     return made
 
 
@@ -125,11 +141,11 @@ class Generate:
     def run(self, name: str, prompts: Sequence[Conversation], batch: int) -> Measured:
         """Answer in batches of ``batch``, in the order given."""
         self._batch(prompts[:batch])
-        started = self._args.now()
+        started = now(self._args.clock)
         tokens = sum(
             self._batch(prompts[first : first + batch]) for first in range(0, len(prompts), batch)
         )
-        seconds = self._args.now() - started
+        seconds = now(self._args.clock) - started
         return Measured(name=name, seconds=seconds, prompts=len(prompts), tokens=tokens)
 
     def by_length(self, prompts: Sequence[Conversation]) -> list[Conversation]:
@@ -165,14 +181,14 @@ class Generate:
         return int((made != self._tokenizer.pad_token_id).sum())
 
 
-def compare(ours: Measured, peers: Sequence[Measured]) -> list[Row]:
+def compare(ours: Measured, floor: Measured, peers: Sequence[Measured]) -> list[Row]:
     """A row a peer."""
     return [
         Row(
             name=f"generation: {ours.name} against {peer.name}",
             ours=ours.rate,
             peer=peer.rate,
-            floor=None,
+            floor=floor.rate,
             ratio=ours.rate / peer.rate,
             unit="prompts/s",
         )
@@ -180,12 +196,13 @@ def compare(ours: Measured, peers: Sequence[Measured]) -> list[Row]:
     ]
 
 
-def show(ours: Measured, peers: Sequence[Measured], args: argparse.Namespace) -> None:
-    """Print the table."""
+def show(ways: Sequence[Measured], args: argparse.Namespace) -> None:
+    """Print the table; ours is the first."""
+    ours = ways[0]
     table = Table(title=f"{ours.prompts} prompts, {args.threads} threads, {args.clock} time")
-    for heading in ("", "prompts/s", "tokens/s", "tokens a prompt", "engine is"):
+    for heading in ("", "prompts/s", "tokens/s", "tokens a prompt", "ours is"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for measured in (ours, *peers):
+    for measured in ways:
         table.add_row(
             measured.name,
             f"{measured.rate:.1f}",
@@ -201,8 +218,8 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
     prompts = make_prompts(args.prompts)
-    options = EngineOptions(model=args.model, threads=args.threads, max_batch=args.max_batch)
-    ours = asyncio.run(run_engine(options, prompts, args))
+    ours = asyncio.run(run_service(prompts, args))
+    floor = asyncio.run(run_engine(prompts, args))
     generate = Generate(args.model, args)
     few = prompts[: max(1, args.prompts // 8)]
     ordered = generate.by_length(prompts)
@@ -214,16 +231,17 @@ def main() -> None:
             for size in args.sorted_batches
         ),
     ]
-    show(ours, peers, args)
-    if args.json is not None:
-        rows = [asdict(row) for row in compare(ours, peers)]
-        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    show([ours, floor, *peers], args)
+    write(args.json, compare(ours, floor, peers))
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(model_path()), help="a directory or hub name")
+    parser.add_argument("--engine", default="transformers", choices=["transformers", "vllm"])
+    parser.add_argument("--engine-option", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--python", default=sys.executable, help="the service's interpreter")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--max-batch", type=int, default=64)
@@ -234,13 +252,10 @@ def parse() -> argparse.Namespace:
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
-        help="cpu: count only this process's time, on a machine that does other work too",
+        help="cpu: count only what these processes take, on a machine that does other work too",
     )
-    parser.add_argument("--json", type=Path, help="write rows of name, ours, peer, ratio, unit")
-    args = parser.parse_args()
-    clocks: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-    args.now = clocks[args.clock]
-    return args
+    parser.add_argument("--json", type=Path, help="write the rows")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

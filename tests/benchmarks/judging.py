@@ -19,7 +19,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from solon.constitution import load, resolve
 from solon.constitution.prompts import comparison_prompt
 from solon.sandbox import model_path
 from solon.sandbox.asking import prompts as sandbox_prompts
-from tests.benchmarks.processes import engine_flags, serving
+from tests.benchmarks.processes import engine_flags, now, serving
 from tests.benchmarks.rows import Row, write
 
 CONSTITUTION = "harmlessness"
@@ -154,9 +153,9 @@ async def ours(
         waiting, rest = [waiting[-1]], waiting
         await caller()
         waiting, usage, found = rest, Usage(), {}
-        before = _now(args, server.cpu)
+        before = now(args.clock, server.cpu)
         await asyncio.gather(*(caller() for _ in range(args.callers)))
-        seconds = _now(args, server.cpu) - before
+        seconds = now(args.clock, server.cpu) - before
     measured = Measured(
         name=f"solon-judge, {args.engine} engine, {args.callers} callers",
         comparisons=len(asked),
@@ -164,11 +163,6 @@ async def ours(
         tokens=usage.prompt_tokens - usage.cached_tokens,
     )
     return measured, [found[index] for index in range(len(asked))]
-
-
-def _now(args: argparse.Namespace, others: Callable[[], float] = lambda: 0.0) -> float:
-    """Seconds: of the wall, or of this process's and the ``others``' CPU."""
-    return time.perf_counter() if args.clock == "wall" else time.process_time() + others()
 
 
 class Peer:
@@ -222,7 +216,7 @@ class Peer:
         run: Callable[[torch.Tensor, torch.Tensor], None],
     ) -> Measured:
         """In batches, padded at the left."""
-        before = _now(self._args)
+        before = now(self._args.clock)
         for first in range(0, len(prompts), self._args.batch):
             rows = prompts[first : first + self._args.batch]
             width = max(map(len, rows))
@@ -233,7 +227,7 @@ class Peer:
         return Measured(
             name=name,
             comparisons=len(prompts) // PROMPTS,
-            seconds=_now(self._args) - before,
+            seconds=now(self._args.clock) - before,
             tokens=sum(map(len, prompts)),
         )
 

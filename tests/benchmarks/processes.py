@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -70,6 +71,11 @@ async def _until_ready(process: subprocess.Popen[bytes], ready: Path) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode} before it served")
         await asyncio.sleep(0.05)
+
+
+def now(clock: str, others: Callable[[], float] = lambda: 0.0) -> float:
+    """Seconds: of the wall (``wall``), or of this process's and the ``others``' CPU (``cpu``)."""
+    return time.perf_counter() if clock == "wall" else time.process_time() + others()
 
 
 def engine_flags(name: str, model: str, threads: int, options: Sequence[str] = ()) -> list[str]:

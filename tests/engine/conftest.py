@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from solon.engine import Engine, EngineOptions, create
 
@@ -124,6 +130,17 @@ def reference(model_path: Path) -> Reference:
     model = LlamaForCausalLM.from_pretrained(model_path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_path)
     return Reference(model_path, model.eval(), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The tiny model as a Mistral whose layers see the last 16 tokens."""
+    path = make_model(tmp_path_factory.mktemp("windowed"))
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    (path / "config.json").write_text(json.dumps(config | {"sliding_window": 16}), "utf-8")
+    model = AutoModelForCausalLM.from_pretrained(path)
+    return Reference(path, model.eval(), make_tokenizer())
 
 
 @asynccontextmanager

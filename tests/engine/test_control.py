@@ -26,6 +26,7 @@ from solon.engine.base import (
 )
 from solon.engine.hf.decoding import DecodeBatch
 from solon.engine.hf.jobs import WeightsJob
+from solon.engine.hf.kept import Kept
 from solon.engine.hf.loading import load
 from solon.engine.hf.runner import Runner
 from solon.engine.hf.worker import Worker
@@ -189,9 +190,11 @@ async def test_weights_that_nobody_waits_for_any_more_are_not_taken_into_use(
     loop = asyncio.get_running_loop()
     loaded = load(EngineOptions(model=str(model_path), threads=1), None)
     runner = Runner(loaded)
+    kept = Kept(runner, 0)
     worker = Worker(
         runner=runner,
-        batch=DecodeBatch(runner, Codec(loaded.tokenizer), loaded.eos_ids),
+        batch=DecodeBatch(runner, Codec(loaded.tokenizer), loaded.eos_ids, kept),
+        kept=kept,
         max_batch=1,
         score_keys=1,
         weight_version="initial",

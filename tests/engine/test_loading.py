@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from solon.chat import Conversation, Message
-from solon.engine import EngineOptions, create
+from solon.engine import ENGINES, EngineOptions, create
 from solon.engine.base import InvalidInput, Sampling, WeightsNotLoaded
 from tests.engine.conftest import CHAT_TEMPLATE, make_adapter, running
 
@@ -129,7 +129,7 @@ async def test_unknown_device_dtype_engine_and_option_are_refused(model_path: Pa
     assert "expected int" in await refusal(model_path, extra={"score_keys": "many"})
     with pytest.raises(InvalidInput, match="max_batch: expected a number >= 1, got 0"):
         EngineOptions(model="m", max_batch=0)
-    with pytest.raises(InvalidInput, match="expected one of transformers, scripted"):
+    with pytest.raises(InvalidInput, match=f"expected one of {', '.join(ENGINES)}"):
         create("magic", EngineOptions(model="m"))
 
 

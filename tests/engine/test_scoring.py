@@ -10,12 +10,13 @@ import torch
 from transformers import LlamaForCausalLM
 
 from solon.chat import Conversation, Message
-from solon.engine.base import InvalidInput, Scored
+from solon.engine.base import InvalidInput, Sampling, Scored
 from solon.engine.hf.prefixes import Pack, Tree, share
 from solon.engine.text import Codec
 from tests.engine.conftest import Reference, make_model, make_tokenizer, running
 
 CONTINUATIONS = ["(A)", "(B)", "(A) is better because it waits", "bread"]
+NOTHING_KEPT = {"prefix_keys": "0"}
 SHARED = "Which response is better? " + "Mix flour and water, then wait for the yeast. " * 3
 
 
@@ -125,6 +126,60 @@ async def test_a_malformed_score_request_is_refused_by_name(name: str, started) 
         assert str(caught.value).startswith(named)
 
 
+EXEMPLARS = Conversation(
+    (
+        Message("user", SHARED + "Critique request: say what is harmful."),
+        Message("assistant", "The quick brown fox jumps over the lazy dog."),
+    )
+)
+
+
+def shown(question: str) -> Conversation:
+    """A prompt with exemplars."""
+    return Conversation((*EXEMPLARS.messages, Message("user", question)), len(EXEMPLARS.messages))
+
+
+async def test_what_prompts_begin_with_is_computed_once_and_changes_no_bit(
+    model_path: Path,
+) -> None:
+    asked = [[shown(f"Better {i}{j}?") for j in range(2)] for i in range(3)]
+    options = [["(A)", "(B)"]] * 2
+    sampling = Sampling(max_tokens=6, seed=3)
+    async with running(model_path) as engine, running(model_path, extra=NOTHING_KEPT) as other:
+        found = [await engine.score(prompts, options) for prompts in asked]
+        made = [await engine.generate(prompts[0], sampling) for prompts in asked]
+        together = await asyncio.gather(*(engine.generate(p[1], sampling) for p in asked))
+        anew = [await other.score(prompts, options) for prompts in asked]
+        made_anew = [await other.generate(p[0], sampling) for p in asked]
+        made_anew += [await other.generate(p[1], sampling) for p in asked]
+    assert [one.logprobs for one in found] == [one.logprobs for one in anew]
+    assert [one.tokens for one in (*made, *together)] == [one.tokens for one in made_anew]
+    head = made[0].usage.cached_tokens
+    exemplars = make_tokenizer().apply_chat_template(EXEMPLARS.as_dicts(), return_dict=False)
+    assert head == len(exemplars) - len(exemplars) % 16
+    per_call = [one.usage.cached_tokens for one in anew]
+    assert [one.usage.cached_tokens for one in found] == [
+        per_call[0],
+        per_call[1] + head,
+        per_call[2] + head,
+    ]
+    assert [one.usage.cached_tokens for one in made] == [head] * 3
+    assert [one.usage.cached_tokens for one in made_anew] == [0] * 6
+
+
+async def test_what_is_kept_is_forgotten_with_the_weights(
+    model_path: Path, other_path: Path
+) -> None:
+    prompt, options = shown("Better?"), [["(A)", "(B)"]]
+    async with running(model_path) as engine, running(other_path) as other:
+        await engine.score([prompt], options)
+        await engine.update_weights(str(other_path), "other")
+        updated = await engine.score([prompt], options)
+        expected = await other.score([prompt], options)
+    assert updated.logprobs == expected.logprobs
+    assert updated.usage.cached_tokens == 0
+
+
 def test_a_continuation_that_would_merge_into_the_prompt_is_tokenized_alone() -> None:
     tokenizer = make_tokenizer()
     codec = Codec(tokenizer)
@@ -174,6 +229,17 @@ def test_the_tree_spells_every_prompt_and_continuation_and_shares_what_they_shar
     if pack_tokens == 1000:
         # 199; then 1, of which 2 and 3, 4; then 5, of which 6 and 7; and 399
         assert tree.prompt_tokens == 399 + 99 + 1 + 1 + 1 + 2 + 1 + 2 + 1
+
+
+async def test_branches_of_a_model_with_a_sliding_window_see_no_further_than_it(
+    windowed: Reference,
+) -> None:
+    prompts = judged(5)
+    async with running(windowed.path) as engine:
+        scored = await engine.score(prompts, [CONTINUATIONS] * len(prompts))
+    for prompt, values in zip(prompts, scored.logprobs, strict=True):
+        expected = [naive(windowed, prompt, text) for text in CONTINUATIONS]
+        assert values == pytest.approx(expected, abs=2e-4)
 
 
 async def test_prompts_too_long_for_a_pack_are_scored_together_as_they_are_alone(

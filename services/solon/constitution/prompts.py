@@ -71,7 +71,7 @@ def question_prompt(
     turns, head = _steps(principle, _reviewed(conversation, response), answers)
     asked = f"{head}Question {number}: {principle.questions[number - 1]}"
     shown = _critique_exemplar_turns(constitution, principle)
-    return Conversation((*shown, *turns, Message("user", asked)))
+    return Conversation((*shown, *turns, Message("user", asked)), len(shown))
 
 
 def critique_prompt(
@@ -99,7 +99,7 @@ def critique_prompt(
     shown = _critique_exemplar_turns(constitution, principle, skip_questions=skip_questions)
     turns, head = _steps(principle, _reviewed(conversation, response), answers)
     asked = head + _critique_request(principle)
-    return Conversation((*shown, *turns, Message("user", asked)))
+    return Conversation((*shown, *turns, Message("user", asked)), len(shown))
 
 
 def revision_prompt(
@@ -124,7 +124,7 @@ def revision_prompt(
     if critique is None:
         shown = _critique_exemplar_turns(constitution, principle, skip_critique=True)
         asked = _reviewed(conversation, response) + _revision_request(principle)
-        return Conversation((*shown, Message("user", asked)))
+        return Conversation((*shown, Message("user", asked)), len(shown))
     before = critique_prompt(
         constitution, principle, conversation, response, answers, skip_questions=skip_questions
     )
@@ -152,7 +152,7 @@ def comparison_prompt(
         )
         turns += [Message("user", asked), Message("assistant", _answer(e))]
     asked = _comparison_question(principle, conversation, response_a, response_b)
-    return Conversation((*turns, Message("user", asked)))
+    return Conversation((*turns, Message("user", asked)), len(turns))
 
 
 def reasoning_prompt(

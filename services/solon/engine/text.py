@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from jinja2.exceptions import TemplateError
 
-from solon.chat import Conversation, MessageDict
+from solon.chat import Conversation, Message, MessageDict
 from solon.engine.base import InvalidInput
 
 _REPLACEMENT = "\ufffd"
@@ -38,6 +38,7 @@ class Codec:
         self.most_characters_a_token = max(map(len, tokenizer.get_vocab()))
         """No token is longer, but of tokenizers that make one of a run of unknown characters."""
         self._continuation = lru_cache(maxsize=4096)(self._encode_continuation)
+        self._head = lru_cache(maxsize=64)(self._encode_head)
         self._piece = lru_cache(maxsize=65536)(self._decode_one)
 
     def prompt(self, conversation: Conversation) -> str:
@@ -79,6 +80,18 @@ class Codec:
         if others:
             ids += self._encode_pieces(others)
         return ids
+
+    def shared(self, conversation: Conversation, ids: Sequence[int]) -> int:
+        """How many of a prompt's ids are those of the messages that it shares with others.
+
+        0 if it shares none, or the chat template puts something else first.
+        """
+        if not conversation.shared:
+            return 0
+        head = self._head(conversation.messages[: conversation.shared])
+        if tuple(ids[: len(head)]) == head:
+            return len(head)
+        return next(i for i, (a, b) in enumerate(zip(head, [*ids, -1], strict=False)) if a != b)
 
     def continuation(self, prompt: str, text: str) -> tuple[int, ...]:
         """Token ids of ``text`` as it follows ``prompt``.
@@ -135,6 +148,15 @@ class Codec:
         for piece, joint in zip(pieces, anchored["input_ids"], strict=True):
             merged = joint[: len(anchor)] != anchor
             yield from self.encode(piece) if merged else joint[len(anchor) :]
+
+    def _encode_head(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        turns = [{"role": turn.role, "content": self._as_text(turn.content)} for turn in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:
+            # it may refuse what is not yet a conversation
+            return ()
+        return tuple(self.encode(text))
 
     def _encode_continuation(self, before: str, text: str) -> tuple[int, ...]:
         alone = self.encode(before)

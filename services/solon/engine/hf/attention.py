@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from solon.engine.hf import runs
+
 NAME = "solon"
 """What the attention is registered as."""
 
@@ -29,12 +31,17 @@ _BLOCK = 128
 """Keys that are summed in one product. Longer sums are split by the kernel where it likes."""
 
 
-def install(model: Any) -> None:
-    """Let a model that uses torch's fused attention use this one; leave any other as it is."""
+def install(model: Any) -> bool:
+    """Let a model that uses torch's fused attention use this one; leave any other as it is.
+
+    Returns:
+        Whether the model uses it.
+    """
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
+    return bool(model.config._attn_implementation == NAME)
 
 
 def attend(
@@ -54,22 +61,42 @@ def attend(
         query: [B, H * G, T, D].
         key: [B, H, L, D].
         value: [B, H, L, D].
-        attention_mask: Additive [B, 1, T, L], or ``None`` for a causal prompt.
-        dropout: Unused but by the fused kernel.
+        attention_mask: Additive [B, 1, T, L], or ``None`` for a causal prompt. Unused in a run
+            (``runs``), which has its own.
+        dropout: Unused: nothing is trained here.
         scaling: Of the products; default D ** -0.5.
         **kwargs: For the fused kernel.
 
     Returns:
         [B, T, H * G, D], and no weights.
     """
+    run = runs.current()
+    if run is not None:
+
+        def one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+            return _attend(module, query, key, value, mask, scaling, kwargs)
+
+        return run.attend(query, key, value, one), None
+    return _attend(module, query, key, value, attention_mask, scaling, kwargs), None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
     few = query.shape[2] <= _MOST_TOKENS
     if attention_mask is None or attention_mask.dtype == torch.bool or not few:
-        output: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, **kwargs
-        )
+        output: Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )[0]
         return output
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend_few(query, key, value, attention_mask, scale), None
+    return _attend_few(query, key, value, attention_mask, scale)
 
 
 def _attend_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

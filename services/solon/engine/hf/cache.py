@@ -11,12 +11,16 @@ Shapes: S slots, B rows, T new tokens, L keys in use, C capacity, H key-value he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+if TYPE_CHECKING:
+    from solon.engine.hf.runs import Run
 
 GRAIN = 16
 """Lengths that kernels see are multiples of this: a row's last bits then do not depend on them."""
@@ -42,7 +46,9 @@ class Window:
     source_B: Tensor | None = None
     slot_B: Tensor | None = None
     position_B_T: Tensor | None = None
-    """Where to write; ``None`` for prompts, which start at 0."""
+    """Where to write; ``None`` for prompts, which start at 0. In a run, [N, 1]."""
+    run: Run | None = None
+    """What reads the keys and values, where they are those of a run (``runs``)."""
     places: dict[int, Tensor] = field(default_factory=dict)
     """By number of heads: flat indices into [S * H * C], made once for all layers."""
 
@@ -82,6 +88,9 @@ class SlotLayer(CacheLayerMixin):
         if not self.stored:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.stored
+        if self.window.run is not None:
+            self._write_run(self.window.run, key_states, value_states)
+            return key_states, value_states
         if self.window.position_B_T is None:
             self._write_prompt(keys, key_states)
             self._write_prompt(values, value_states)
@@ -103,6 +112,16 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """Grows without a limit."""
         return -1
+
+    def _write_run(self, run: Run, key_states: Tensor, value_states: Tensor) -> None:
+        window = self.window
+        assert window.slot_B is not None
+        tokens = window.slot_B.shape[0]
+        run.stored.clear()
+        for store, new in zip(self.stored, (key_states, value_states), strict=True):
+            rows_N_H_D = new[0, :, :tokens].transpose(0, 1).flatten(0, 1)
+            store.view(-1, store.shape[3]).index_copy_(0, window.place(store.shape[1]), rows_N_H_D)
+            run.stored.append(store)
 
     def _write_prompt(self, store: Tensor, new: Tensor) -> None:
         window = self.window
@@ -142,6 +161,19 @@ class SlotCache(Cache):
         for layer in self._slot_layers:
             layer.resize(window.slots, window.capacity)
 
+    def run(self, run: Run, slot_N: Tensor, position_N: Tensor) -> None:
+        """The next forward is a run: token n goes to position n of slot n.
+
+        Args:
+            run: Is given the keys and values of all slots, at every layer.
+            slot_N: int64; further tokens of the forward, which fill it up, are not written.
+            position_N: int64, each below the capacity.
+        """
+        window = self._window
+        window.run = run
+        window.slot_B, window.position_B_T = slot_N, position_N[:, None]
+        window.source_B, window.places = None, {}
+
     def prompts(self, start: int, source_B: Tensor | None = None) -> None:
         """The next forward writes whole prompts into the slots from ``start`` on.
 
@@ -151,6 +183,7 @@ class SlotCache(Cache):
         """
         window = self._window
         window.start, window.source_B, window.position_B_T = start, source_B, None
+        window.run = None
 
     def extend(self, start: int, position_B_T: Tensor, length: int) -> None:
         """The next forward adds tokens at ``position_B_T`` to the slots from ``start`` on.
@@ -163,10 +196,25 @@ class SlotCache(Cache):
         window = self._window
         rows = position_B_T.shape[0]
         window.start, window.rows, window.length = start, rows, length
-        window.source_B = None
+        window.source_B = window.run = None
         window.slot_B = torch.arange(start, start + rows, device=position_B_T.device)
         window.position_B_T = position_B_T
         window.places = {}
+
+    def read(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values [H, L, D] of a slot's first ``length`` tokens: views."""
+        return [
+            (keys[slot, :, :length], values[slot, :, :length])
+            for keys, values in (layer.stored for layer in self._slot_layers)
+        ]
+
+    def write(self, slot: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Put each layer's keys and values [H, L, D] at a slot's start."""
+        for layer, (keys, values) in zip(self._slot_layers, layers, strict=True):
+            if not layer.stored:
+                layer.lazy_initialization(keys[None], values[None])
+            for store, new in zip(layer.stored, (keys, values), strict=True):
+                store[slot, :, : new.shape[1]] = new
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` keys of one slot to another."""

@@ -8,23 +8,22 @@ Shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from solon.engine.base import EngineFailed, FinishReason
 from solon.engine.hf.cache import round_up
 from solon.engine.hf.exact import Exact
 from solon.engine.hf.jobs import GenerateJob, Made, MadePiece
+from solon.engine.hf.kept import Kept, whole
 from solon.engine.hf.runner import LEAST_ROWS, Runner
+from solon.engine.hf.runs import shape
 from solon.engine.hf.sampling import Draws, Settings, draw, uniforms
 from solon.engine.text import Codec, RunningText
-
-_PREFILL_TOKENS = 4096
-"""Tokens of one prefill forward, at most: with more, intermediate results leave the caches."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -78,8 +77,9 @@ Event = tuple[Row, Made | MadePiece | EngineFailed]
 class DecodeBatch:
     """Row i lies in the cache's slot i; the last row takes the place of one that leaves."""
 
-    def __init__(self, runner: Runner, codec: Codec, eos_ids: frozenset[int]) -> None:
+    def __init__(self, runner: Runner, codec: Codec, eos_ids: frozenset[int], kept: Kept) -> None:
         self._runner = runner
+        self._kept = kept
         self._codec = codec
         self._eos_ids = eos_ids
         self._cache = runner.new_cache()
@@ -87,39 +87,33 @@ class DecodeBatch:
         self._settings: Settings | None = None
         self.rows: list[Row] = []
 
-    def join(self, jobs: Sequence[GenerateJob], weight_version: str) -> None:
-        """Take in new sequences: their prompts but for the last token are computed here.
+    def step(self, joining: Sequence[GenerateJob] = (), weight_version: str = "") -> list[Event]:
+        """Make a token a row; the rows that ended are gone afterwards.
 
-        Prompts run together with those of the same length, rounded up, and equal prompts once.
+        Args:
+            joining: New sequences, whose prompts are computed here. Equal prompts are computed
+                once. If this raises, ``forget`` them to go on without.
+            weight_version: That the new ones are told.
         """
-        now = time.monotonic()
-        groups: dict[int, list[GenerateJob]] = defaultdict(list)
-        for job in jobs:
-            groups[round_up(len(job.prompt) - 1)].append(job)
-        for width, group in groups.items():
-            size = max(1, _PREFILL_TOKENS // max(1, width))
-            for first in range(0, len(group), size):
-                self._join(group[first : first + size], width, weight_version, now)
-        self._settings = None
-
-    def step(self) -> list[Event]:
-        """Make a token a row; the rows that ended are gone afterwards."""
+        logits_B_V = self._forward(joining, weight_version)
         rows = self.rows
-        if self._settings is None:
+        if joining or self._settings is None:
             self._settings = Settings.of([row.job.sampling for row in rows], self._runner.device)
-        self._cache.reserve(max(len(rows), LEAST_ROWS), max(row.position for row in rows) + 1)
-        logits_B_1_V = self._runner.extend(
-            self._cache, 0, [[row.last] for row in rows], [row.position for row in rows]
-        )
-        assert logits_B_1_V is not None
-        draws = self._draw(logits_B_1_V[:, 0])
+        draws = self._draw(logits_B_V)
         events = list(self._advance(draws))
         ended = {row for row, event in events if not isinstance(event, MadePiece)}
         for place, finite in enumerate(draws.finite_B.tolist()):
             if not finite:
                 self._cache.wipe(place)
+                self._kept.clear()
         self._remove([i for i, row in enumerate(rows) if row.job.cancelled or row in ended])
         return events
+
+    def forget(self, joining: Sequence[GenerateJob]) -> None:
+        """Take out what was to join in a step that failed."""
+        out = set(map(id, joining))
+        self.rows = [row for row in self.rows if id(row.job) not in out]
+        self._settings = None
 
     def drop_cancelled(self) -> None:
         """Free the rows that nobody waits for."""
@@ -136,23 +130,42 @@ class DecodeBatch:
         self.end()
         self._cache.clear()
 
-    def _join(
-        self, jobs: Sequence[GenerateJob], width: int, weight_version: str, now: float
-    ) -> None:
-        start = len(self.rows)
-        places: dict[tuple[int, ...], int] = {}
-        source = [places.setdefault(tuple(job.prompt), len(places)) for job in jobs]
-        longest = max(len(job.prompt) + 1 for job in jobs)
-        self._cache.reserve(max(start + len(jobs), LEAST_ROWS), max(longest, width))
-        if width:
-            prompts = [prompt[:-1] for prompt in places]
-            shared = source if len(places) < len(jobs) else None
-            self._runner.prefill(self._cache, start, prompts, shared)
-        seen: set[int] = set()
-        for job, place in zip(jobs, source, strict=True):
-            cached = len(job.prompt) - 1 if place in seen else 0
-            seen.add(place)
-            self.rows.append(self._row(job, weight_version, cached, now))
+    def _forward(self, joining: Sequence[GenerateJob], weight_version: str) -> Tensor:
+        """Logits [B, V] of all rows, the new ones last."""
+        steps = [(row.last, row.position) for row in self.rows]
+        now, start = time.monotonic(), len(steps)
+        # jobs of the same prompt stand together: the first of them computes it
+        ordered = sorted((self._piece_of(job), job.prompt, i) for i, job in enumerate(joining))
+        prompts: list[tuple[int, list[int]]] = []
+        source: list[int] = []
+        for (_, before), prompt, index in ordered:
+            known = bool(prompts) and prompts[-1] == (before, prompt)
+            if not known:
+                prompts.append((before, prompt))
+            cached = len(prompt) if known else self._kept.compute(prompt[:before])
+            source.append(start + len(prompts) - 1)
+            self.rows.append(self._row(joining[index], weight_version, cached, now))
+        longest = max(
+            *(position + 1 for _, position in steps), *(round_up(len(p)) for _, p in prompts), 1
+        )
+        self._cache.reserve(max(len(self.rows), LEAST_ROWS), longest)
+        for slot, (before, prompt) in enumerate(prompts, start=start):
+            if before:
+                self._cache.write(slot, self._kept.layers(prompt[:before]))
+        following = [(before, prompt[before:]) for before, prompt in prompts]
+        logits_B_V = self._runner.step(self._cache, steps, following)
+        if len(prompts) < len(joining):
+            source_B = self._runner.tensor(source)
+            self._cache.copy(source_B, start, max(len(prompt) for _, prompt in prompts))
+            logits_B_V = logits_B_V[[*range(start), *source]]
+        return logits_B_V
+
+    def _piece_of(self, job: GenerateJob) -> tuple[tuple[int, int], int]:
+        """The shape of what is left of a prompt, and how much of it is kept."""
+        # of a prompt's last token, something is to be drawn: it is never kept
+        shared = min(job.shared, len(job.prompt) - 1) if self._runner.runs else 0
+        before = whole(shared)
+        return shape(before, len(job.prompt) - before), before
 
     def _row(self, job: GenerateJob, weight_version: str, cached: int, now: float) -> Row:
         followed = job.piece is not None or job.sampling.stop
@@ -164,7 +177,7 @@ class DecodeBatch:
             text=RunningText(self._codec, job.sampling.stop) if followed else None,
         )
 
-    def _draw(self, logits_B_V: torch.Tensor) -> Draws:
+    def _draw(self, logits_B_V: Tensor) -> Draws:
         assert self._settings is not None
         counter_B = np.array([len(row.ids) for row in self.rows], dtype=np.uint64)
         uniform_B = torch.from_numpy(uniforms(self._settings.seed_B, counter_B)).to(

@@ -48,6 +48,7 @@ from solon.engine.hf.jobs import (
     Scores,
     WeightsJob,
 )
+from solon.engine.hf.kept import Kept
 from solon.engine.hf.loading import LoadedModel, load
 from solon.engine.hf.runner import Runner
 from solon.engine.hf.worker import Worker
@@ -68,6 +69,9 @@ class TransformersOptions:
     """Path of a Jinja chat template to use instead of the tokenizer's."""
     score_keys: int = 65536
     """Keys of cache that scoring may hold at once, >= 1: more batches better, less saves memory."""
+    prefix_keys: int = 16384
+    """Keys of cache of what prompts begin with (a constitution's exemplars) that are kept from one
+    request to the next, >= 0: 0 computes them for each."""
 
 
 class TransformersEngine:
@@ -132,7 +136,11 @@ class TransformersEngine:
         prompt = await self._ready.prompts.prompt(conversation, sampling)
         future: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
         job = GenerateJob(
-            prompt=prompt, sampling=sampling, done=_setter(future), fail=_failer(future)
+            prompt=prompt,
+            shared=self._ready.prompts.codec.shared(conversation, prompt),
+            sampling=sampling,
+            done=_setter(future),
+            fail=_failer(future),
         )
         made = await self._run(job, future)
         return self._generation(job, made)
@@ -145,6 +153,7 @@ class TransformersEngine:
         queue: asyncio.Queue[Made | MadePiece | Exception] = asyncio.Queue()
         job = GenerateJob(
             prompt=prompt,
+            shared=self._ready.prompts.codec.shared(conversation, prompt),
             sampling=sampling,
             done=queue.put_nowait,
             fail=queue.put_nowait,
@@ -164,8 +173,11 @@ class TransformersEngine:
         """Log-probabilities of whole continuations."""
         questions = await self._ready.prompts.questions(prompts, continuations)
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        ids = [one.prompt for one in questions]
+        shared = min(map(self._ready.prompts.codec.shared, prompts, ids))
         job = ScoreJob(
-            prompts=[one.prompt for one in questions],
+            prompts=ids,
+            shared=shared if len({tuple(one[:shared]) for one in ids}) == 1 else 0,
             continuations=[one.continuations for one in questions],
             done=_setter(future),
             fail=_failer(future),
@@ -351,9 +363,11 @@ def _load(
     loaded = load(options, own.chat_template)
     codec = Codec(loaded.tokenizer)
     runner = Runner(loaded)
+    kept = Kept(runner, own.prefix_keys)
     worker = Worker(
         runner=runner,
-        batch=DecodeBatch(runner, codec, loaded.eos_ids),
+        batch=DecodeBatch(runner, codec, loaded.eos_ids, kept),
+        kept=kept,
         max_batch=options.max_batch,
         score_keys=own.score_keys,
         weight_version=options.weight_version,

@@ -84,6 +84,8 @@ class GenerateJob(Job):
     """One sequence to make."""
 
     prompt: list[int]
+    shared: int = 0
+    """The first tokens that other prompts have, too."""
     sampling: Sampling
     done: Callable[[Made], None]
     piece: Callable[[MadePiece], None] | None = None
@@ -100,6 +102,8 @@ class ScoreJob(Job):
     """Continuations to score."""
 
     prompts: list[list[int]]
+    shared: int = 0
+    """The first tokens that all of them, and those of other calls, have."""
     continuations: list[list[tuple[int, ...]]]
     done: Callable[[Scores], None]
 

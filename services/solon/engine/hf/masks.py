@@ -15,7 +15,7 @@ from torch import Tensor
 
 from solon.engine.base import InvalidInput
 
-_FULL = "full_attention"
+FULL = "full_attention"
 _SLIDING = "sliding_attention"
 
 
@@ -39,12 +39,12 @@ class Masks:
             window = None
         types = getattr(config, "layer_types", None)
         if not types:
-            types = [_FULL if window is None else _SLIDING]
-        unknown = sorted(set(types) - {_FULL, _SLIDING})
+            types = [FULL if window is None else _SLIDING]
+        unknown = sorted(set(types) - {FULL, _SLIDING})
         if unknown:
             raise InvalidInput(
                 f"model {model!r} has layers of type {', '.join(unknown)}; the transformers engine "
-                f"runs {_FULL} and {_SLIDING} only: choose another model or engine"
+                f"runs {FULL} and {_SLIDING} only: choose another model or engine"
             )
         return cls(frozenset(types), window)
 

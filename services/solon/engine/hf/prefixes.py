@@ -98,6 +98,7 @@ def share(
     continuations: Sequence[Sequence[tuple[int, ...]]],
     *,
     pack_tokens: int,
+    shared: int = 0,
 ) -> Tree:
     """Lay out prompts with their continuations.
 
@@ -105,9 +106,11 @@ def share(
         prompts: Token ids, at least one each.
         continuations: Of each prompt, token ids, at least one each.
         pack_tokens: A pack has no more, unless one prompt's branch has.
+        shared: The first node has so many tokens, which all prompts begin with; 0: as many as
+            they share. Fewer than any of them has.
     """
     builder = _Builder([prompt[:-1] for prompt in prompts])
-    builder.grow()
+    builder.grow(shared)
     following: dict[int | None, list[int]] = defaultdict(list)
     for index, node in enumerate(builder.leaf):
         following[node].append(index)
@@ -134,10 +137,10 @@ class _Builder:
         self.nodes: list[Node] = []
         self.leaf: list[int | None] = [None] * len(sequences)
 
-    def grow(self) -> None:
-        """Find them all."""
-        groups: list[tuple[list[int], int | None, int, int]]
-        groups = [(list(range(len(self._lengths))), None, 0, 0)]
+    def grow(self, shared: int) -> None:
+        """Find them all; the first of ``shared`` tokens, if not 0."""
+        first = self._add(0, None, 0, shared) if shared else None
+        groups = [(list(range(len(self._lengths))), first, shared, shared)]
         while groups:
             members, parent, start, known = groups.pop()
             common = self._common(members, known)

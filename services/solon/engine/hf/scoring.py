@@ -23,6 +23,7 @@ from torch import Tensor
 
 from solon.engine.hf.cache import GRAIN, LEAST_KEYS, round_up
 from solon.engine.hf.jobs import ScoreJob
+from solon.engine.hf.kept import Kept, whole
 from solon.engine.hf.prefixes import Node, Pack, Tree, share
 from solon.engine.hf.runner import LEAST_ROWS, Runner, places
 
@@ -48,6 +49,13 @@ class Part:
     last: int
     """Prompts ``first`` .. ``last - 1`` of the call."""
     tree: Tree
+    kept: int
+    """Tokens of its first node, if that is one to keep; 0 else."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The tokens to keep."""
+        return self.tree.nodes[0].tokens if self.kept else ()
 
     @property
     def slots(self) -> int:
@@ -84,8 +92,9 @@ def split(job: ScoreJob, budget: int) -> list[Part]:
 class Scorer:
     """Runs parts of calls through the model."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, kept: Kept) -> None:
         self._runner = runner
+        self._kept = kept
         self._cache = runner.new_cache()
 
     def score(self, parts: Sequence[Part]) -> list[PartLogprobs]:
@@ -101,6 +110,7 @@ class Scorer:
         self._run_packs(parts, slot_of, results)
         if any(math.isnan(v) for part in results for values in part for v in values):
             self._cache.clear()
+            self._kept.clear()
         return results
 
     def reset(self) -> None:
@@ -113,6 +123,10 @@ class Scorer:
         )
         for p, part in enumerate(parts):
             for n, node in enumerate(part.tree.nodes):
+                if part.kept and n == 0:
+                    slot_of[p, n] = len(slot_of)
+                    self._cache.write(slot_of[p, n], self._kept.layers(node.tokens))
+                    continue
                 levels[node.depth][_shape(node.start, len(node.tokens))].append((p, n))
         for depth in sorted(levels):
             for (width, _), nodes in levels[depth].items():
@@ -215,8 +229,10 @@ def _read(
 
 
 def _part(job: ScoreJob, first: int, last: int) -> Part:
-    tree = share(job.prompts[first:last], job.continuations[first:last], pack_tokens=_PACK_TOKENS)
-    return Part(job=job, first=first, last=last, tree=tree)
+    prompts = job.prompts[first:last]
+    kept = whole(min(job.shared, min(map(len, prompts)) - 1))
+    tree = share(prompts, job.continuations[first:last], pack_tokens=_PACK_TOKENS, shared=kept)
+    return Part(job=job, first=first, last=last, tree=tree, kept=kept)
 
 
 def _shape(start: int, tokens: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ from solon.engine.hf.jobs import (
     Scores,
     WeightsJob,
 )
+from solon.engine.hf.kept import Kept
 from solon.engine.hf.runner import Runner
 from solon.engine.hf.scoring import Part, PartLogprobs, Scorer, split
 
@@ -48,6 +49,9 @@ _JOIN_SHARE = 0.2
 """Sequences join at once if they are at least this share of those that run."""
 _JOIN_STEPS = 8
 """Fewer wait so many steps for company, at most."""
+_JOIN_TOKENS = 4096
+"""Prompt tokens that join in one step, about: with more, intermediate results leave the caches,
+and those that run wait long for their next token."""
 
 
 class Worker:
@@ -58,6 +62,7 @@ class Worker:
         *,
         runner: Runner,
         batch: DecodeBatch,
+        kept: Kept,
         max_batch: int,
         score_keys: int,
         weight_version: str,
@@ -66,7 +71,8 @@ class Worker:
         """``score_keys``: keys of cache that one scoring forward may take."""
         self._runner = runner
         self._batch = batch
-        self._scorer = Scorer(runner)
+        self._kept = kept
+        self._scorer = Scorer(runner, kept)
         self._max_batch = max_batch
         self._score_keys = score_keys
         self._loop = loop
@@ -172,16 +178,22 @@ class Worker:
 
     def _work(self) -> None:
         if not self._waiting_weights:
-            self._admit()
             self._score_some()
         self._batch.drop_cancelled()
-        self._running = len(self._batch.rows)
-        if self._batch.rows:
+        joining = [] if self._waiting_weights else self._admitted()
+        self._running = len(self._batch.rows) + len(joining)
+        if joining:
+            self._guard(lambda: self._join(joining), lambda error: self._fail_join(joining, error))
+        elif self._batch.rows:
             self._guard(self._step, self._fail_batch)
 
-    def _step(self) -> None:
-        self._count(len(self._batch.rows))
-        for row, event in self._batch.step():
+    def _join(self, joining: Sequence[GenerateJob]) -> None:
+        with tracing.batch("prefill", [job.span for job in joining], sequences=len(joining)):
+            self._step(joining)
+
+    def _step(self, joining: Sequence[GenerateJob] = ()) -> None:
+        self._count(len(self._batch.rows) + len(joining))
+        for row, event in self._batch.step(joining, self.weight_version):
             if isinstance(event, MadePiece):
                 assert row.job.piece is not None
                 self._post(row.job.piece, event)
@@ -208,32 +220,29 @@ class Worker:
         self.batches += 1
         self.batched_sequences += sequences
 
-    def _admit(self) -> None:
-        """Let sequences join, several at once where that does not keep the first of them long.
+    def _admitted(self) -> list[GenerateJob]:
+        """The sequences that join in the next step.
 
-        A prefill costs about as much fixed overhead as a step, so that joining one by one would
-        double the cost of a step.
+        Where a prefill is a forward of its own, which costs as much fixed overhead as a step, they
+        join several at once, unless that keeps the first of them long.
         """
         running = len(self._batch.rows)
         free = self._max_batch - running
         if not (self._generate and free):
-            return
-        self._patience -= 1
-        few = min(len(self._generate), free) < running * _JOIN_SHARE
-        if few and self._patience > 0:
-            return
-        self._patience = _JOIN_STEPS
+            return []
+        if not self._runner.runs:
+            self._patience -= 1
+            few = min(len(self._generate), free) < running * _JOIN_SHARE
+            if few and self._patience > 0:
+                return []
+            self._patience = _JOIN_STEPS
         jobs: list[GenerateJob] = []
-        while self._generate and len(jobs) < free:
+        tokens = 0
+        while self._generate and len(jobs) < free and tokens < _JOIN_TOKENS:
             if self._taken(job := self._generate.popleft()):
                 jobs.append(job)
-        if jobs:
-            self._running += len(jobs)
-            self._guard(lambda: self._join(jobs), lambda error: self._fail_join(jobs, error))
-
-    def _join(self, jobs: Sequence[GenerateJob]) -> None:
-        with tracing.batch("prefill", [job.span for job in jobs], sequences=len(jobs)):
-            self._batch.join(jobs, self.weight_version)
+                tokens += len(job.prompt)
+        return jobs
 
     def _score_some(self) -> None:
         jobs: list[ScoreJob] = []
@@ -253,13 +262,17 @@ class Worker:
         started = time.monotonic()
         parts = [part for job in jobs for part in split(job, self._score_keys)]
         done: list[tuple[Part, PartLogprobs]] = []
+        known: Counter[int] = Counter()
         for group in self._grouped(parts):
             prompts = sum(part.last - part.first for part in group)
             self._count(prompts)
+            for part in group:
+                known[id(part.job)] += self._kept.compute(part.prefix)
             with tracing.batch("score", [part.job.span for part in group], sequences=prompts):
                 done += zip(group, self._scorer.score(group), strict=True)
         for job in jobs:
-            self._answer(job, [pair for pair in done if pair[0].job is job], started)
+            of_job = [pair for pair in done if pair[0].job is job]
+            self._answer(job, of_job, known[id(job)], started)
 
     def _grouped(self, parts: Sequence[Part]) -> list[list[Part]]:
         groups: list[list[Part]] = []
@@ -273,8 +286,13 @@ class Worker:
         return groups
 
     def _answer(
-        self, job: ScoreJob, done: Sequence[tuple[Part, PartLogprobs]], started: float
+        self,
+        job: ScoreJob,
+        done: Sequence[tuple[Part, PartLogprobs]],
+        known: int,
+        started: float,
     ) -> None:
+        """``known``: prompt tokens that an earlier call had computed."""
         logprobs = [tuple(values) for _, rows in done for values in rows]
         if any(value != value for values in logprobs for value in values):  # noqa: PLR0124 - NaN
             self._post(
@@ -283,7 +301,7 @@ class Worker:
             )
             return
         prompt_tokens = sum(map(len, job.prompts))
-        computed = sum(part.tree.prompt_tokens for part, _ in done)
+        computed = sum(part.tree.prompt_tokens for part, _ in done) - known
         self._finished[ScoreJob] += job.sequences
         scores = Scores(
             logprobs=tuple(logprobs),
@@ -325,6 +343,7 @@ class Worker:
                 self._post(job.fail, WeightsNotLoaded("nobody waits for these weights any more"))
             elif not self._batch.rows:
                 self._runner.model.load_state_dict(job.weights)
+                self._kept.clear()
                 self.weight_version = job.weight_version
                 self._post(job.done, None)
             elif self._held:
@@ -383,11 +402,11 @@ class Worker:
         self._batch.reset()
         self._running = 0
 
-    def _fail_join(self, jobs: Sequence[GenerateJob], error: EngineError) -> None:
-        joined = {row.job for row in self._batch.rows}
-        for job in jobs:
-            if job not in joined:
-                self._post(job.fail, error)
+    def _fail_join(self, joining: Sequence[GenerateJob], error: EngineError) -> None:
+        """What runs already lost nothing but a step, and goes on without."""
+        self._batch.forget(joining)
+        for job in joining:
+            self._post(job.fail, error)
         self._running = len(self._batch.rows)
 
     def _fail_scores(self, jobs: Sequence[ScoreJob], error: EngineError) -> None:
