@@ -62,14 +62,9 @@ def measure(stage: str, size: int, args: argparse.Namespace) -> Row:
         count, floor, services = plan(stage, size, args.seconds)
         targets = {
             role: stack.enter_context(
-                replicas(
-                    role,
-                    many,
-                    latency=LATENCY,
-                    concurrency=stage == "revisions" or role != "policy",
-                )
+                replicas(role, many, latency=LATENCY, concurrency=concurrency)
             )
-            for role, many in services.items()
+            for role, (many, concurrency) in services.items()
         }
         config = write_config(folder, count, targets)
         run = RunDirectory(str(folder / "run"))
@@ -91,16 +86,19 @@ def measure(stage: str, size: int, args: argparse.Namespace) -> Row:
     )
 
 
-def plan(stage: str, size: int, seconds: float) -> tuple[int, float, dict[str, int]]:
-    """How many prompts, the least seconds that they take, and how many replicas of what."""
+def plan(stage: str, size: int, seconds: float) -> tuple[int, float, dict[str, tuple[int, int]]]:
+    """How many prompts, the least seconds that they take, and replicas: how many, and of what use.
+
+    The last is how often each may use its model at once; 0 is no limit.
+    """
     if stage == "revisions":
         each = max(1, round(seconds / (TEXTS * LATENCY)))
         # the first chains wait for a first response
         floor = each * TEXTS * LATENCY + LATENCY
-        return size * each, floor, {"policy": size, "critic": size}
+        return size * each, floor, {"policy": (size, 1), "critic": (size, 1)}
     each = max(1, round(seconds / LATENCY))
     # two responses at once; then one comparison, whose two orders are one use of the judge
-    return size * each, each * LATENCY + LATENCY, {"policy": 1, "judge": size}
+    return size * each, each * LATENCY + LATENCY, {"policy": (1, 0), "judge": (size, 1)}
 
 
 def coordinate(stage: str, config: Path, profile: Path | None) -> float:
@@ -136,7 +134,7 @@ def write_config(folder: Path, prompts: int, targets: dict[str, str]) -> Path:
     (folder / "held.jsonl").write_text(json.dumps({"prompt": "What is held out?"}))
     nowhere = "127.0.0.1:1"
     settings: dict[str, Any] = {
-        "constitution": "core",
+        "constitution": "sandbox",
         "run_dir": str(folder / "run"),
         "models": dict.fromkeys(("policy", "critic", "judge", "base_for_sft"), str(model)),
         "services": {

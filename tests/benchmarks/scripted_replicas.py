@@ -15,8 +15,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -28,6 +29,9 @@ from solon.judge.server import ROLE as JUDGE
 from solon.policy.server import ROLE as POLICY
 from solon.serving.testing import running
 
+_MOST_A_PROCESS = 16
+"""Replicas that share one: with more of them, those whose calls end at once wait for each other."""
+_START_SECONDS = 120.0
 ROLES = {role.name: role for role in (POLICY, CRITIC, JUDGE)}
 
 
@@ -41,30 +45,43 @@ def replicas(role: str, count: int, *, latency: float, concurrency: int = 1) -> 
         latency: Seconds that each use of the model takes.
         concurrency: Uses of the model at once, a replica; 0 is no limit.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready.json"
-        flags = (f"--latency={latency}", f"--concurrency={concurrency}", f"--ready-file={ready}")
-        process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, role, str(count), *flags], stdin=subprocess.PIPE
-        )
-        try:
-            while not ready.exists():
-                try:
-                    process.wait(0.05)
-                except subprocess.TimeoutExpired:
-                    continue
-                raise RuntimeError("the replicas did not start")
-            addresses = json.loads(ready.read_text("utf-8"))
-            yield addresses[0] if count == 1 else f"ipv4:{','.join(addresses)}"
-        finally:
-            process.communicate()
+    sizes = [min(_MOST_A_PROCESS, count - first) for first in range(0, count, _MOST_A_PROCESS)]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        files = [Path(folder) / f"{number}.json" for number in range(len(sizes))]
+        for size, file in zip(sizes, files, strict=True):
+            flags = (f"--latency={latency}", f"--concurrency={concurrency}", f"--ready-file={file}")
+            stack.enter_context(_process(role, str(size), *flags))
+        addresses = [one for file in files for one in _told(file)]
+        yield addresses[0] if count == 1 else f"ipv4:{','.join(addresses)}"
+
+
+@contextmanager
+def _process(*arguments: str) -> Iterator[None]:
+    name = "tests.benchmarks.scripted_replicas"
+    command = [sys.executable, "-m", name, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.communicate()
+
+
+def _told(file: Path) -> list[str]:
+    """The addresses in a ready file, as soon as it is there."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the replicas did not start")
+        time.sleep(0.05)
+    addresses: list[str] = json.loads(file.read_text("utf-8"))
+    return addresses
 
 
 async def serve(args: argparse.Namespace) -> None:
     """Serve until standard input ends."""
     extra = {"latency": str(args.latency), "concurrency": str(args.concurrency)}
     role = ROLES[args.role]
-    constitutions = [load(resolve("core"))] if role.takes_constitutions else []
+    constitutions = [load(resolve("sandbox"))] if role.takes_constitutions else []
     async with AsyncExitStack() as stack:
         addresses = [
             await stack.enter_async_context(

@@ -11,7 +11,7 @@ import pytest
 
 from solon.trainer.errors import StageFailed, StoreError
 from solon.trainer.stages.settings import StoreConfig
-from solon.trainer.stages.work import Share, make_records
+from solon.trainer.stages.work import Crowd, Share, make_records
 from solon.trainer.store import Parts, RunDirectory
 
 SCHEMA = pa.schema([("id", pa.string())])
@@ -22,7 +22,7 @@ def parts_in(tmp_path: Path) -> Parts:
 
 
 async def make_all(
-    parts: Parts, count: int, make: Any, *, in_flight: int = 8, part_records: int = 10
+    parts: Parts, count: int, make: Any, *, in_flight: int | None = 8, part_records: int = 10
 ) -> None:
     await make_records(
         range(count),
@@ -49,6 +49,32 @@ async def test_no_more_than_allowed_are_worked_on_at_once(tmp_path: Path) -> Non
     assert most == 7
     assert len(parts_in(tmp_path).ids()) == 50
     assert len(list((tmp_path / "records").iterdir())) >= 5
+
+
+async def test_more_are_worked_on_for_as_long_as_calls_do_not_wait(tmp_path: Path) -> None:
+    replicas, running, most = 300, 0, 0
+
+    async def make(item: int) -> dict[str, Any]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        queue = max(0, most - replicas) / replicas
+        await asyncio.sleep(0)
+        running -= 1
+        return {"id": str(item), "timing": {"queue": queue, "inference": 1.0}}
+
+    timing = pa.struct([("queue", pa.float64()), ("inference", pa.float64())])
+    parts = RunDirectory(str(tmp_path)).parts("records", pa.schema([*SCHEMA, ("timing", timing)]))
+    await make_all(parts, 5_000, make, in_flight=None, part_records=5_000)
+    assert most == 512
+    assert len(parts.ids()) == 5_000
+
+
+def test_a_number_in_flight_that_was_asked_for_stays() -> None:
+    crowd = Crowd(3)
+    for _ in range(10):
+        crowd.learn(0.0, 1.0)
+    assert crowd.limit == 3
 
 
 async def test_when_one_record_fails_the_finished_ones_are_written(tmp_path: Path) -> None:

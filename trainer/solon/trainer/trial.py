@@ -20,7 +20,7 @@ from solon.trainer.stages import rows
 from solon.trainer.stages.calibration import calibration_error
 from solon.trainer.stages.filters import prefers_position
 from solon.trainer.stages.measures import rate
-from solon.trainer.stages.work import work_through
+from solon.trainer.stages.work import Crowd, work_through
 
 _LEAST = 1e-6
 """Probabilities nearer to 0 count as this in the log loss: a judge that is sure and wrong once
@@ -96,7 +96,7 @@ async def try_pairs(
         results[number] = tried(made)
         on_done()
 
-    await work_through(list(enumerate(pairs)), one, in_flight=in_flight)
+    await work_through(list(enumerate(pairs)), one, Crowd(in_flight))
     return [results[number] for number in range(len(pairs))]
 
 

@@ -30,7 +30,7 @@ from solon.trainer.failures import explain
 from solon.trainer.fleet import Fleet, open_fleet
 from solon.trainer.roster import placed
 from solon.trainer.stages import rows
-from solon.trainer.stages.work import shares_of_judges, work_through
+from solon.trainer.stages.work import AT_FIRST, Crowd, shares_of_judges, work_through
 
 _MADE = "made"
 _UNSCORED = "rl: responses that {} did not score"
@@ -75,7 +75,7 @@ class Judge:
         }
         self._min_option_mass = config.rl.reward.min_option_mass
         # its share of what several processes may ask at once, and of what they make
-        self._in_flight = max(1, config.services.in_flight // config.rl.processes)
+        self._in_flight = max(1, (config.services.in_flight or AT_FIRST) // config.rl.processes)
         episodes = config.rl.batches * config.rl.batch_size // config.rl.processes
         self._votes = (
             {} if self._panel is None else shares_of_judges(self._panel, _UNSCORED, episodes)
@@ -100,7 +100,7 @@ class Judge:
             self.outcomes[one.no_score_reason or _MADE] += 1
 
         try:
-            self._runner.run(work_through(range(len(asked)), work, in_flight=self._in_flight))
+            self._runner.run(work_through(range(len(asked)), work, Crowd(self._in_flight)))
         except SolonError as error:
             raise ServiceError(f"services.judge: {explain(error)}") from error
         self.last = found

@@ -189,8 +189,9 @@ class ServicesConfig(Settings):
     panel: dict[str, ServiceConfig] = Field(default_factory=dict)
     """The judges of ``preferences.panel`` by name; those that are not named here are started by the
     run with the defaults."""
-    in_flight: int = Field(default=128, ge=1, le=100_000)
-    """Prompts worked on at the same time, 1 to 100,000."""
+    in_flight: int | None = Field(default=None, ge=1, le=100_000)
+    """Prompts worked on at the same time, 1 to 100,000. None: as many as the services can use, 128
+    at first, and more for as long as their calls hardly wait in the services' queues."""
     start_timeout: float = Field(default=600.0, gt=0)
     """Seconds that a service may take until it serves, above 0."""
     retry_for: float = Field(default=300.0, ge=0)

@@ -1,6 +1,6 @@
 """Many records at a time: bounded concurrency, parts written while the services work on.
 
-Knows nothing of what a record is.
+Knows nothing of what a record is, but for how long its calls took.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from solon import tracing
 from solon.trainer.errors import StageFailed
+from solon.trainer.stages import rows
 from solon.trainer.stages.preference_settings import PanelConfig
 from solon.trainer.stages.settings import StoreConfig
 from solon.trainer.store import Parts, Record
@@ -21,9 +22,51 @@ from solon.trainer.store import Parts, Record
 Item = TypeVar("Item")
 
 _GOOD = "made"
+AT_FIRST = 128
+"""Items worked on at the same time, where nobody said how many."""
+_MOST = 8192
+"""Items at the same time, however many the services can use: each takes some 50 KB."""
+_HARDLY = 0.25
+"""Share of a call's time in a queue below which there is room: calls wait a little for a batch."""
 _FIRST_PART_SECONDS = 1.0
 """After which the first part is written, so that there is something to look at; each that follows
 may take twice as long, up to what the configuration says."""
+
+
+class Crowd:
+    """How many items are worked on at the same time.
+
+    As many as the services can use: it doubles for as long as calls hardly wait in their queues,
+    since then there are replicas, or places in a batch, that nobody uses. It never shrinks: what
+    is too much for a while waits there, and what they refuse the client holds back (see
+    ``solon.client.line``).
+    """
+
+    def __init__(self, fixed: int | None) -> None:
+        """Begin.
+
+        Args:
+            fixed: This many, whatever becomes of them. None: as many as the services can use.
+        """
+        self.limit = fixed or AT_FIRST
+        """Items."""
+        self._grows = fixed is None
+        self._answered = 0
+        self._queued = self._worked = 0.0
+
+    def learn(self, queued: float, worked: float) -> None:
+        """One item is done, whose calls waited in queues and were worked on for so many seconds."""
+        self._answered += 1
+        if self._answered <= self.limit:
+            # it may have begun when there were fewer
+            return
+        self._queued += queued
+        self._worked += worked
+        if not self._grows or self._answered < 2 * self.limit:
+            return
+        if self._queued < _HARDLY * (self._queued + self._worked):
+            self.limit = min(2 * self.limit, _MOST)
+        self._answered, self._queued, self._worked = 0, 0.0, 0.0
 
 
 async def make_records(
@@ -31,7 +74,7 @@ async def make_records(
     make: Callable[[Item], Awaitable[Record]],
     *,
     parts: Parts,
-    in_flight: int,
+    in_flight: int | None,
     store: StoreConfig,
     on_record: Callable[[Record], None],
 ) -> None:
@@ -43,47 +86,56 @@ async def make_records(
         items: What to make records of.
         make: Makes one.
         parts: Where they go.
-        in_flight: Items worked on at the same time.
+        in_flight: Items worked on at the same time. None: as many as the services can use.
         store: How often a part is written.
         on_record: Told of every record after it was handed to be written.
     """
     writer = _Writer(parts, store)
+    crowd = Crowd(in_flight)
 
     async def work(item: Item) -> None:
         with tracing.span("record") as span:
             record = await make(item)
             span.set_attribute("solon.record_id", record["id"])
+        crowd.learn(*rows.seconds(record))
         await writer.add(record)
         on_record(record)
 
     try:
-        await work_through(items, work, in_flight=in_flight)
+        await work_through(items, work, crowd)
     finally:
         await writer.close()
 
 
 async def work_through(
-    items: Iterable[Item], work: Callable[[Item], Awaitable[None]], *, in_flight: int
+    items: Iterable[Item], work: Callable[[Item], Awaitable[None]], crowd: Crowd
 ) -> None:
     """Work on every item, on so many at the same time. The first failure cancels the others.
 
     No more items are taken than are worked on.
     """
     left = iter(items)
+    workers = 0
 
     async def worker(first: Item) -> None:
         await work(first)
         # one iterator for all workers: each takes the next item when it is free
         for item in left:
+            hire()
             await work(item)
 
-    workers = [asyncio.create_task(worker(first)) for first in islice(left, in_flight)]
+    def hire() -> None:
+        nonlocal workers
+        for first in islice(left, crowd.limit - workers):
+            workers += 1
+            group.create_task(worker(first))
+
     try:
-        await asyncio.gather(*workers)
-    finally:
-        for one in workers:
-            one.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            hire()
+    except BaseExceptionGroup as failed:
+        # the others were cancelled for it
+        raise failed.exceptions[0] from None
 
 
 class _Writer:
