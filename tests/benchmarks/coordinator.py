@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from solon.trainer.config import load_config
 from solon.trainer.session import open_session
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
+from tests.benchmarks.rows import Row, write
 from tests.benchmarks.scripted_replicas import replicas
 
 LATENCY = 0.2
@@ -41,21 +42,15 @@ COMMAND = "import sys; from solon.trainer.cli import main; sys.exit(main(sys.arg
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A comparison, as all benchmarks write it; ``peer`` is the floor itself."""
+class Busy(Row):
+    """How busy replicas were kept; there is no peer."""
 
-    name: str
-    ours: float
-    peer: float | None
-    floor: float
-    ratio: float
-    unit: str
     processor: float
     """Seconds of processor that the coordinator used, its start and end included."""
     prompts: int
 
 
-def measure(stage: str, size: int, args: argparse.Namespace) -> Row:
+def measure(stage: str, size: int, args: argparse.Namespace) -> Busy:
     """One stage at one number of replicas."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -74,7 +69,7 @@ def measure(stage: str, size: int, args: argparse.Namespace) -> Row:
         state = RunState(run)
         assert state.is_done(stage), "the coordinator failed"
         seconds = state.seconds(stage)
-    return Row(
+    return Busy(
         name=f"{stage}, {size} replicas",
         ours=seconds,
         peer=None,
@@ -153,7 +148,7 @@ def write_config(folder: Path, prompts: int, targets: dict[str, str]) -> Path:
     return path
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[Busy]) -> None:
     """The table."""
     load = psutil.getloadavg()[0]
     table = Table(title=f"replicas of {LATENCY:g} s, {psutil.cpu_count()} cores, load {load:.1f}")
@@ -184,8 +179,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = [measure(stage, size, args) for stage in args.stages for size in args.sizes]
     show(rows)
-    if args.json is not None:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
+    write(args.json, rows)
 
 
 if __name__ == "__main__":

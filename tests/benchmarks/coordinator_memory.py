@@ -52,6 +52,7 @@ from solon.trainer.inline import inline
 from solon.trainer.launch.local import Role
 from solon.trainer.pipeline import Pipeline
 from solon.trainer.session import Session, open_session
+from tests.benchmarks.rows import Row, write
 
 MIB = 2**20
 
@@ -185,7 +186,7 @@ def measure(prompts: int, rounds: int, work: Path | None) -> Measured:
         config = write_config(Path(name), prompts, rounds)
         started = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, "--side", str(config)],
+            [sys.executable, "-m", "tests.benchmarks.coordinator_memory", "--side", str(config)],
             stderr=subprocess.DEVNULL,
             env=os.environ | {"TMPDIR": name},
         )
@@ -204,19 +205,18 @@ def measure(prompts: int, rounds: int, work: Path | None) -> Measured:
     return Measured(prompts=prompts, peak=peak, reading=reading, seconds=time.monotonic() - started)
 
 
-def rows(found: Sequence[Measured], floor: Measured) -> list[dict[str, Any]]:
+def compare(found: Sequence[Measured], floor: Measured) -> list[Row]:
     """Each size against the smallest."""
     first = min(found, key=lambda one: one.prompts)
     return [
-        {
-            "name": f"coordinator's peak RSS, {one.prompts:,} prompts",
-            "ours": one.peak,
-            "peer": first.peak,
-            "floor": floor.peak,
-            "ratio": one.peak / first.peak,
-            "unit": "MiB",
-            "seconds": one.seconds,
-        }
+        Row(
+            name=f"coordinator's peak RSS, {one.prompts:,} prompts",
+            ours=one.peak,
+            peer=first.peak,
+            floor=floor.peak,
+            ratio=first.peak / one.peak,
+            unit="MiB",
+        )
         for one in found
     ]
 
@@ -254,8 +254,7 @@ def main() -> None:
     floor = measure(1, args.rounds, args.work)
     found = [measure(size, args.rounds, args.work) for size in args.sizes]
     show(found, floor)
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows(found, floor), indent=2) + "\n", "utf-8")
+    write(args.json, compare(found, floor))
 
 
 if __name__ == "__main__":

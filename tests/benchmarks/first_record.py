@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,21 +28,17 @@ from rich.table import Table
 from solon.client import Conversation, CriticClient
 from solon.sandbox import model_path
 from tests.benchmarks.coordinator import COMMAND
+from tests.benchmarks.rows import Row, write
 
 FOLDERS = ("preflight", "revisions")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """As all benchmarks write it; there is no peer."""
+class First(Row):
+    """The first record of a kind; there is no peer."""
 
-    name: str
-    ours: float
-    peer: float | None = None
-    floor: float
-    ratio: float
-    unit: str = "s"
     processor: float
+    """Seconds of processor that all processes used until then."""
     floor_processor: float
 
 
@@ -114,7 +110,7 @@ def floor(folder: Path) -> tuple[float, float]:
         process.wait()
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[First]) -> None:
     """The table."""
     load = psutil.getloadavg()[0]
     table = Table(title=f"to the first records, {psutil.cpu_count()} cores, load {load:.1f}")
@@ -142,19 +138,20 @@ def main() -> None:
         least, least_used = floor(Path(name))
         found = ours(args.config, Path(name))
     rows = [
-        Row(
+        First(
             name=f"the first {kind} record",
             ours=seconds,
             floor=least,
-            ratio=seconds / least,
+            peer=None,
+            ratio=least / seconds,
+            unit="s",
             processor=used,
             floor_processor=least_used,
         )
         for kind, (seconds, used) in found.items()
     ]
     show(rows)
-    if args.json is not None:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
+    write(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from solon.trainer.launch.local import LocalServices, Role, ServiceSpec
 from solon.trainer.state import RunState
 from solon.trainer.store import RunDirectory
 from tests.benchmarks.coordinator import coordinate
+from tests.benchmarks.rows import Row, write
 
 ROUNDS = 4
 
@@ -201,29 +202,29 @@ def show(solon: Measured, peers: Sequence[Measured]) -> None:
     Console().print(table)
 
 
-def rows(solon: Measured, peers: Sequence[Measured]) -> list[dict[str, Any]]:
+def compare(solon: Measured, peers: Sequence[Measured]) -> list[Row]:
     """By the clock and by processor, against the peer's best."""
     rate = solon.prompts / solon.seconds
     best = max(one.prompts / one.seconds for one in peers)
-    used, least = solon.processor / solon.prompts, min(p.processor / p.prompts for p in peers)
-    common = {"floor": None}
+    used = solon.processor / solon.prompts
+    least = min(one.processor / one.prompts for one in peers)
     return [
-        {
-            "name": "revisions, 4 rounds",
-            "ours": rate,
-            "peer": best,
-            "ratio": rate / best,
-            "unit": "prompts/s",
-        }
-        | common,
-        {
-            "name": "revisions, 4 rounds, processor",
-            "ours": used,
-            "peer": least,
-            "ratio": least / used,
-            "unit": "s/prompt",
-        }
-        | common,
+        Row(
+            name="revisions, 4 rounds",
+            ours=rate,
+            peer=best,
+            floor=None,
+            ratio=rate / best,
+            unit="prompts/s",
+        ),
+        Row(
+            name="revisions, 4 rounds, processor",
+            ours=used,
+            peer=least,
+            floor=None,
+            ratio=least / used,
+            unit="s/prompt",
+        ),
     ]
 
 
@@ -246,8 +247,7 @@ def main() -> None:
     solon = asyncio.run(ours(prompts, args))
     peers += [loop.run(few, threads) for threads in (1, args.threads)]
     show(solon, peers)
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows(solon, peers), indent=2) + "\n", "utf-8")
+    write(args.json, compare(solon, peers))
 
 
 if __name__ == "__main__":
