@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -73,13 +74,14 @@ def ours(config: str, folder: Path) -> dict[str, tuple[float, float]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        return watch(
-            process,
-            {name: lambda name=name: any(run.glob(f"{name}/*.parquet")) for name in FOLDERS},
-        )
+        return watch(process, {kind: partial(_has_parts, run / kind) for kind in FOLDERS})
     finally:
         process.terminate()
         process.wait()
+
+
+def _has_parts(folder: Path) -> bool:
+    return any(folder.glob("*.parquet"))
 
 
 def floor(folder: Path) -> tuple[float, float]:
