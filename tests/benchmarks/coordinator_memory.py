@@ -122,7 +122,7 @@ async def near(session: Session, roles: Collection[Role]) -> AsyncIterator[Fleet
     """Services in this process."""
     clients = {"policy": PolicyClient, "critic": NearCritic}
     nowhere = "127.0.0.1:1"
-    connected = {
+    connected: dict[str, Connected] = {
         role: Connected(
             client=clients[role](nowhere),
             address=nowhere,

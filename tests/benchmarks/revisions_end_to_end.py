@@ -61,7 +61,7 @@ class Loop:
     def __init__(self, model: str, max_tokens: int) -> None:
         # of each call it would say that max_new_tokens goes before max_length
         set_verbosity_error()
-        self._ask = pipeline("text-generation", model=model, device="cpu", dtype="float32")
+        self._ask: Any = pipeline("text-generation", model=model, device="cpu", dtype="float32")
         self._constitution: Constitution = load(resolve("sandbox"))
         self._max_tokens = max_tokens
 

@@ -179,13 +179,24 @@ class Parts:
                 stack.enter_context(pa.ipc.new_stream(str(file), self._schema, options=options))
                 for file in files
             ]
-            for name in self._names():
-                table = _sorted(self._read(name))
+            for group in self._groups():
+                table = _sorted(group)
                 ids = table.column("id").to_pylist()
                 edges = [0, *(bisect_left(ids, bound) for bound in bounds), len(ids)]
                 for writer, (first, end) in zip(writers, pairwise(edges), strict=True):
                     if first < end:
                         writer.write_table(table.slice(first, end - first).combine_chunks())
+
+    def _groups(self) -> Iterator[pa.Table]:
+        """All records, so many together as make batches of some rows in the file of each share."""
+        waiting: list[pa.Table] = []
+        for name in self._names():
+            waiting.append(self._read(name))
+            if sum(table.num_rows for table in waiting) >= _SORTED_TOGETHER:
+                yield pa.concat_tables(waiting)
+                waiting = []
+        if waiting:
+            yield pa.concat_tables(waiting)
 
     def _names(self) -> list[str]:
         return self._storage.list(self._folder, ".parquet")

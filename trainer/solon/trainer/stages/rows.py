@@ -127,8 +127,8 @@ def assessment(made: Assessment) -> Row:
 
 def seconds(record: Mapping[str, Any]) -> tuple[float, float]:
     """How long the calls waited in queues, and were worked on, that made a record of any stage."""
-    made = (record, record.get("policy"), record.get("comparison"))
-    made += (*record.get("rounds", ()), *record.get("comparisons", ()))
+    made: list[Any] = [record, record.get("policy"), record.get("comparison")]
+    made += [*record.get("rounds", ()), *record.get("comparisons", ())]
     found = [one["timing"] for one in made if one is not None and one.get("timing") is not None]
     return sum(one["queue"] for one in found), sum(one["inference"] for one in found)
 
