@@ -6,8 +6,20 @@ Run by hand, from the project's root, where vLLM is installed (or laid beside, a
 
 512 prompts, those of ``generation``, by 64 concurrent callers. The peer gets all prompts at once,
 as token ids, with the same model, cache, batch and most tokens; it makes no log-probabilities. Both
-are started once and run in turn; the median of the rounds' ratios counts. The floor is what the
-peer's forward passes alone take: vLLM's core and workers, without whoever asks them (CPU seconds).
+are started once and run in turn; each one's best round counts, for other work on the machine only
+slows one down. The floor is what the peer's forward passes alone take: vLLM's core and workers,
+without whoever asks them (CPU seconds).
+
+On 2026-11-22, on two cores of an AMD EPYC with other work (load 9), eager, the best of 8 rounds::
+
+                                 tokens/s    CPU s asking    CPU s computing
+    vllm engine through gRPC        2,672             0.9                3.7
+    LLM.generate offline            3,304             0.1                3.8
+
+That is 0.81, where the goal is 0.9. vLLM's own work is the same. Of the service's 1.8 ms a call,
+1.0 is what any gRPC call costs it (``serving_cost``); the rest is the tokenizer and AsyncLLM's
+bookkeeping. With both cores full, what the service and the callers take is missing to vLLM; it is
+hidden behind vLLM's work only where a core is free.
 """
 
 from __future__ import annotations
@@ -15,7 +27,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -181,34 +192,23 @@ def report(rounds: Sequence[tuple[Round, Round]], args: argparse.Namespace) -> l
     table = Table(title=f"{args.prompts} prompts, {args.callers} callers, {args.rounds} rounds")
     for heading in ("", "prompts/s", "tokens/s", "CPU s asking", "CPU s computing"):
         table.add_column(heading, justify="left" if not heading else "right")
-    sides = list(zip(*rounds, strict=True))
-    for name, side in zip(("vllm engine through gRPC", "LLM.generate offline"), sides, strict=True):
-        middle = [
-            statistics.median(values)
-            for values in zip(
-                *(
-                    (args.prompts / r.seconds, r.tokens / r.seconds, r.asking, r.computing)
-                    for r in side
-                ),
-                strict=True,
-            )
-        ]
-        table.add_row(name, *(f"{value:.1f}" for value in middle))
+    best = [
+        max(side, key=lambda one: one.tokens / one.seconds) for side in zip(*rounds, strict=True)
+    ]
+    for name, one in zip(("vllm engine through gRPC", "LLM.generate offline"), best, strict=True):
+        figures = (args.prompts / one.seconds, one.tokens / one.seconds, one.asking, one.computing)
+        table.add_row(name, *(f"{figure:.1f}" for figure in figures))
     Console().print(table)
     # by tokens: draws differ, and so does how much is said
-    ratio = statistics.median(
-        (one.tokens / one.seconds) / (other.tokens / other.seconds) for one, other in rounds
-    )
-    print(f"gRPC against offline, tokens/s: {ratio:.3f}")
-    ours_rate, peer_rate = (statistics.median(r.tokens / r.seconds for r in side) for side in sides)
-    floor = statistics.median(r.tokens / r.computing for r in sides[1])
+    ours_rate, peer_rate = (one.tokens / one.seconds for one in best)
+    print(f"gRPC against offline, tokens/s: {ours_rate / peer_rate:.3f}")
     return [
         Row(
             name="generation: vllm engine through gRPC against LLM.generate offline",
             ours=ours_rate,
             peer=peer_rate,
-            floor=floor,
-            ratio=ratio,
+            floor=best[1].tokens / best[1].computing,
+            ratio=ours_rate / peer_rate,
             unit="tokens/s",
         )
     ]

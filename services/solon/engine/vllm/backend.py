@@ -118,6 +118,9 @@ def start(options: EngineOptions, own: VllmOptions) -> Backend:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ[SERVICE] = str(os.getpid())
+    if own.enforce_eager:
+        # vLLM itself would still compile a few functions of its sampler
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if options.threads is not None:
         # its workers take as many; to bind each to a core of its own is for whole machines
         os.environ["OMP_NUM_THREADS"] = str(options.threads)

@@ -13,7 +13,6 @@ Temperatures above 2 are refused by vLLM, and those between 0 and 0.01 count as 
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -123,9 +122,6 @@ class VllmEngine:
             await asyncio.wait([call.ended for call in calls])
         self._serving.prompts.close()
         await asyncio.to_thread(self._serving.close)
-        # its finalizer fails if it runs as late as the interpreter's end
-        self._serving = None
-        gc.collect()
 
     async def lost(self) -> str:
         """Return, when vLLM has ended though nobody asked it to, how."""
@@ -402,7 +398,13 @@ class _Serving:
     def close(self) -> None:
         """End it; takes seconds."""
         self.backend.llm.shutdown()
+        # its finalizer does so again, and fails if that is as late as the interpreter's end
+        self.backend.llm.shutdown = _done
         self.weights.close()
+
+
+def _done() -> None:
+    """Nothing is left to do."""
 
 
 def _load(options: EngineOptions, own: VllmOptions) -> _Serving:

@@ -36,7 +36,7 @@ class VllmOptions:
     quantization: str | None = None
     """How the weights are quantized, if config.json does not say it."""
     enforce_eager: bool = False
-    """Compile nothing: slower, but starts at once."""
+    """Compile nothing: slower, but starts sooner and needs no compiler."""
     enable_lora: bool = False
     """Run adapters beside the weights, so that an update moves only theirs. Otherwise they are
     merged, which costs as much as full weights, and nothing afterwards."""
