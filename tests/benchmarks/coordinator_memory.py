@@ -73,7 +73,13 @@ class NearPolicy(Policy):
     """A policy that is here, and answers at once."""
 
     async def generate(
-        self, conversation: Conversation, *, weights: Weights, sampling: Sampling, n: int = 1
+        self,
+        conversation: Conversation,
+        *,
+        weights: Weights,
+        sampling: Sampling,
+        n: int = 1,
+        return_tokens: bool = False,
     ) -> Generated:
         """The same for every prompt, but for what it asks."""
         await asyncio.sleep(0)

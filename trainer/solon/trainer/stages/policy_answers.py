@@ -25,7 +25,7 @@ from solon.trainer.failures import explain
 from solon.trainer.fleet import Fleet, Weights, open_fleet
 from solon.trainer.ppo.served import Response
 from solon.trainer.roster import placed
-from solon.trainer.stages.work import work_through
+from solon.trainer.stages.work import AT_FIRST, Crowd, work_through
 
 _KEY = "services.policy"
 
@@ -51,7 +51,7 @@ class PolicyAnswers:
         """See ``open_policy``. ``runner`` and ``fleet`` belong to ``thread``."""
         self._thread, self._runner, self._fleet = thread, runner, fleet
         self._max_tokens = config.rl.max_response_tokens
-        self._in_flight = config.services.in_flight
+        self._in_flight = config.services.in_flight or AT_FIRST
         self._work: Future[list[Response]] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -99,7 +99,7 @@ class PolicyAnswers:
         async def all_of_them() -> None:
             self._task = asyncio.current_task()
             await asked.fleet.policy.load(asked.weights)
-            await work_through(range(len(questions)), work, in_flight=self._in_flight)
+            await work_through(range(len(questions)), work, Crowd(self._in_flight))
 
         try:
             self._runner.run(self._fleet.guard(all_of_them()))
