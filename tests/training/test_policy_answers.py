@@ -164,6 +164,7 @@ def test_a_service_that_reads_prompts_otherwise_is_an_error_that_names_them(
     ("settings", "expected"),
     [
         ({"temperature": 0.7}, "temperature: expected 1 with rollouts.source policy"),
+        ({"algorithm": "grpo", "group_size": 128}, "group_size: expected at most 64"),
         ({"algorithm": "dpo"}, "rollouts.source: expected in_process with algorithm dpo"),
     ],
 )

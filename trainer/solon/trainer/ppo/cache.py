@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -45,9 +43,13 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
 
-    def forget_room(self) -> None:
-        """Take ``keys`` and ``values`` as they were set."""
-        self._stores = None
+    def take(self, layers: Sequence[DynamicLayer], places_B: Tensor, width: int) -> None:
+        """Have rows of several layers instead; see ``joined``."""
+        keys, values = self._stores = (
+            _stored([one.keys for one in layers], places_B, width),
+            _stored([one.values for one in layers], places_B, width),
+        )
+        self.keys, self.values = keys[:, :, :width], values[:, :, :width]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only."""
@@ -78,13 +80,30 @@ def is_plain(cache: DynamicCache) -> bool:
     return bool(cache.layers) and all(type(one) is RoomyLayer for one in cache.layers)
 
 
-def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """The rows of several plain caches in one, which get padding on the left. They are used up."""
+def joined(caches: Sequence[DynamicCache], places_B: Tensor) -> DynamicCache:
+    """Rows of several plain caches in one, with padding on the left. They are used up.
+
+    ``places_B``: of each row, its place among the caches' rows one after the other.
+    """
+    first, *others = caches
     width = max(cache.get_seq_length() for cache in caches)
-    for layers in zip(*(cache.layers for cache in caches), strict=True):
-        for name in ("keys", "values"):
-            parts = [getattr(one, name) for one in layers]
-            wide = [pad(part, (0, 0, width - part.shape[2], 0)) for part in parts]
-            setattr(layers[0], name, torch.cat(wide))
-        layers[0].forget_room()
-    return caches[0]
+    for number, layer in enumerate(first.layers):
+        assert isinstance(layer, RoomyLayer)
+        layer.take([cache.layers[number] for cache in caches], places_B, width)
+        for cache in others:
+            # what was taken is not held until all is
+            cache.layers[number].keys = cache.layers[number].values = None
+    return first
+
+
+def _stored(parts: Sequence[Tensor | None], places_B: Tensor, width: int) -> Tensor:
+    """[B, heads, width and room, size]: rows of the parts, each written once."""
+    present = [part for part in parts if part is not None]
+    _, heads, _, size = present[0].shape
+    made = present[0].new_zeros(len(places_B), heads, width + _ROOM, size)
+    first = 0
+    for part in present:
+        rows = ((places_B >= first) & (places_B < first + len(part))).nonzero().squeeze(1)
+        made[rows, :, width - part.shape[2] : width] = part[places_B[rows] - first]
+        first += len(part)
+    return made

@@ -16,6 +16,10 @@ MOST_SNAPSHOTS = 32
 """Each is as large as the policy."""
 
 
+MOST_ANSWERS = 64
+"""To one prompt, of a service (``GenerateRequest.n``)."""
+
+
 class RewardSources(Settings):
     """What a response is rewarded by: a weighted sum of scores, each on a scale of about 1."""
 
@@ -204,6 +208,11 @@ class PPOConfig(WeightSettings):
             raise ValueError(
                 "rollouts.source: expected in_process with algorithm dpo, which samples nothing, "
                 f"got {self.rollouts.source!r}"
+            )
+        if self.responses_per_prompt > MOST_ANSWERS:
+            raise ValueError(
+                f"group_size: expected at most {MOST_ANSWERS} with rollouts.source policy, of whom "
+                f"no more are asked at once, got {self.group_size!r}"
             )
         if self.temperature != 1:
             raise ValueError(

@@ -175,10 +175,13 @@ def _read(
         position_bt = (seen_bt.cumsum(dim=1) - 1).clamp(min=0)
         caches.append(roomy_cache(lm))
         logits.append(_forward(lm, ids_bt, seen_bt, position_bt, caches[-1]))
-    order = torch.cat(groups).argsort()[torch.tensor(row_B)].to(lm.device)
-    cache = caches[0] if len(caches) == 1 else joined(caches)
-    cache.batch_select_indices(order)
-    return torch.cat(logits)[order], cache
+    places_B = torch.cat(groups).argsort()[torch.tensor(row_B)].to(lm.device)
+    if len(caches) > 1:
+        cache = joined(caches, places_B)
+    else:
+        (cache,) = caches
+        cache.batch_select_indices(places_B)
+    return torch.cat(logits)[places_B], cache
 
 
 def _forward(
