@@ -27,7 +27,7 @@ from solon.trainer.ppo.config import PPOConfig
 from solon.trainer.ppo.episodes import Episodes, Outcomes
 from solon.trainer.ppo.exchange import whole
 from solon.trainer.ppo.experience import Experience
-from solon.trainer.ppo.memory import checkpoint_what_learns, recomputing
+from solon.trainer.ppo.memory import checkpoint_what_learns, give_back, recomputing
 from solon.trainer.ppo.networks import (
     Policy,
     ValueNetwork,
@@ -155,6 +155,7 @@ class PPO:
             samples = self._sample(rows) if self._served is None else self._taken(rows)
         if self.config.rollouts.ahead:
             synced += self._begin(clock, ahead=1)
+        give_back()
         sampled = clock()
         with self.accelerator.autocast():
             assessed = self._assess(
@@ -170,6 +171,7 @@ class PPO:
         scored = clock()
         metrics |= self._learn(assessed.experience, metrics["objective/kl"])
         self._advance(metrics)
+        give_back()
         timing = {
             "timing/rollout": sampled - started - synced,
             "timing/weight_sync": synced,

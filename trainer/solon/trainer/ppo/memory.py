@@ -5,6 +5,7 @@ Knows nothing of rewards, of episodes or of what the networks are for.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,17 @@ def without_adapters(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(enabled=True)
+
+
+def give_back() -> None:
+    """Have the C library return memory that no tensor uses any more.
+
+    glibc keeps the pages between blocks in use: with every batch more of them, and those of
+    sampling's cache while the gradients are computed. Does nothing where there is no such call.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def checkpoint_what_learns(accelerator: Accelerator) -> None:
