@@ -89,6 +89,13 @@ ENGINE_ERRORS = [
         None,
     ),
     (
+        base.ContentFiltered("withheld by the endpoint"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "CONTENT_FILTERED",
+        {},
+        None,
+    ),
+    (
         base.WeightsNotLoaded("no such directory"),
         grpc.StatusCode.FAILED_PRECONDITION,
         "WEIGHTS_NOT_LOADED",

@@ -99,7 +99,7 @@ def base_model(
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # tests of other files look for processes that are left behind
 def policy_address(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a policy service on the base model, in a process of its own."""
     folder = tmp_path_factory.mktemp("policy")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from solon.chat import Conversation
 
-_LATER = ("priority", "questions", "exemplars", "answers")
+_LATER = ("priority", "questions", "exemplars", "answers", "shared")
 """Fields that constitutions did not have at first: where they hold nothing, digests are as then."""
 
 
@@ -126,7 +126,9 @@ class Constitution:
             "critique_exemplars": [
                 asdict(e, dict_factory=_content) for e in self.critique_exemplars
             ],
-            "comparison_exemplars": [asdict(e) for e in self.comparison_exemplars],
+            "comparison_exemplars": [
+                asdict(e, dict_factory=_content) for e in self.comparison_exemplars
+            ],
         }
         # the answers of a question keep their order, which its prompt shows
         canonical = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
