@@ -85,15 +85,21 @@ def joined(caches: Sequence[DynamicCache], places_B: Tensor) -> DynamicCache:
 
     ``places_B``: of each row, its place among the caches' rows one after the other.
     """
-    first, *others = caches
+    first = caches[0]
     width = max(cache.get_seq_length() for cache in caches)
-    for number, layer in enumerate(first.layers):
-        assert isinstance(layer, RoomyLayer)
-        layer.take([cache.layers[number] for cache in caches], places_B, width)
-        for cache in others:
+    for number in range(len(first.layers)):
+        layers = [_roomy(cache, number) for cache in caches]
+        layers[0].take(layers, places_B, width)
+        for other in layers[1:]:
             # what was taken is not held until all is
-            cache.layers[number].keys = cache.layers[number].values = None
+            other.keys = other.values = None
     return first
+
+
+def _roomy(cache: DynamicCache, number: int) -> RoomyLayer:
+    layer = cache.layers[number]
+    assert isinstance(layer, RoomyLayer), "the cache is plain"
+    return layer
 
 
 def _stored(parts: Sequence[Tensor | None], places_B: Tensor, width: int) -> Tensor:
