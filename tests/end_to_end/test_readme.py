@@ -111,7 +111,7 @@ def test_a_configuration_of_ones_own_is_checked_before_anything_starts(
     assert "nothing was started." in said
     assert "red_team" in said
     assert "rl.reward.judge: 0.0" in said
-    assert "48 runs" in said
+    assert "54 runs" in said
 
 
 @pytest.fixture(scope="module")
